@@ -1,0 +1,1 @@
+"""Builds the rescue medium: the bootable ISO that carries the restorer."""

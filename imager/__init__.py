@@ -1,0 +1,1 @@
+"""Captures the disks of a machine into deduplicated, encrypted images."""

@@ -1,0 +1,235 @@
+"""What a person or a script sees: text, progress, JSON, errors and exit codes.
+
+Only this module prints or exits. Verbs receive an `Output`, libraries receive
+at most a callable `advance(bytes)` and raise `imager.errors`.
+
+People read standard output; progress and remarks go to standard error, so
+that `--json` output stays one JSON document.
+"""
+
+import errno
+import functools
+import importlib.metadata
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
+
+import click
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.table import Table
+from rich.tree import Tree
+
+from imager.errors import Interrupted, NoRoom, RemetalError
+from imager.units import format_duration, format_size
+
+_GROUP: Final = "remetal.commands"
+_PLAIN_INTERVAL: Final = 5.0  # seconds between progress lines without a terminal
+
+Advance = Callable[[int], None]
+
+
+class Output:
+    """Where one verb writes: for people, or one JSON document for scripts.
+
+    Args:
+        as_json: emit JSON on standard output and nothing else there.
+        quiet: no progress and no remarks.
+    """
+
+    def __init__(self, *, as_json: bool = False, quiet: bool = False) -> None:
+        self.as_json = as_json
+        self.quiet = quiet
+        self._out = Console(highlight=False, soft_wrap=True)
+        self._err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+    def say(self, text: str = "") -> None:
+        """Print a line for people; nothing with `--json`."""
+        if not self.as_json:
+            self._out.print(text, markup=False)
+
+    def remark(self, text: str) -> None:
+        """Print a line on standard error; nothing with `--quiet`."""
+        if not self.quiet:
+            self._err.print(text, markup=False)
+
+    def document(self, data: Any) -> None:
+        """Print the verb's result as JSON, with `--json` only."""
+        if self.as_json:
+            sys.stdout.write(json.dumps(data, indent=2, ensure_ascii=False, default=str) + "\n")
+            sys.stdout.flush()
+
+    def table(self, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+        """Print a table; a column whose title starts with `>` is right-aligned."""
+        if self.as_json:
+            return
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for column in columns:
+            title = column.removeprefix(">")
+            table.add_column(title, justify="right" if column != title else "left")
+        for row in rows:
+            table.add_row(*row)
+        self._out.print(table, markup=False)
+
+    def tree(self, tree: Tree) -> None:
+        """Print a tree."""
+        if not self.as_json:
+            self._out.print(tree)
+
+    @contextmanager
+    def progress(self, title: str, total: int) -> Iterator[Advance]:
+        """Show how far a long piece of work of `total` bytes is, with rate and time left.
+
+        Yields:
+            A function to call with the number of bytes just done; safe from any thread.
+        """
+        if self.quiet or total <= 0:
+            yield lambda _: None
+        elif self._err.is_terminal:
+            with Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                DownloadColumn(binary_units=True),
+                TransferSpeedColumn(),
+                TimeRemainingColumn(),
+                console=self._err,
+            ) as bar:
+                task = bar.add_task(title, total=total)
+                yield lambda count: bar.advance(task, count)
+        else:
+            yield _PlainProgress(title, total, self.remark).advance
+
+
+class _PlainProgress:
+    """Progress as plain lines, for logs and serial consoles."""
+
+    def __init__(self, title: str, total: int, write: Callable[[str], None]) -> None:
+        self._title = title
+        self._total = total
+        self._write = write
+        self._done = 0
+        self._start = self._shown = time.monotonic()
+
+    def advance(self, count: int) -> None:
+        self._done += count
+        now = time.monotonic()
+        if now - self._shown < _PLAIN_INTERVAL and self._done < self._total:
+            return
+        self._shown = now
+        elapsed = max(now - self._start, 1e-3)
+        rate = self._done / elapsed
+        left = max(self._total - self._done, 0) / rate if rate else 0.0
+        self._write(
+            f"{self._title}: {100 * self._done / self._total:.0f} % of {format_size(self._total)}, "
+            f"{format_size(int(rate))}/s, {format_duration(left)} left"
+        )
+
+
+def verb(function: Callable[..., None]) -> Callable[..., None]:
+    """Give a click command the options every verb has, and an `Output` as its first argument."""
+
+    @click.option("--json", "as_json", is_flag=True, help="Print one JSON document for scripts.")
+    @click.option("--quiet", is_flag=True, help="No progress and no remarks.")
+    @functools.wraps(function)
+    def wrapper(*args: Any, as_json: bool, quiet: bool, **options: Any) -> None:
+        click.get_current_context().find_root().obj = as_json
+        function(Output(as_json=as_json, quiet=quiet), *args, **options)
+
+    return wrapper
+
+
+class _Verbs(click.Group):
+    """The verbs that the installed packages register as entry points, loaded when used."""
+
+    def _points(self) -> dict[str, importlib.metadata.EntryPoint]:
+        return {point.name: point for point in importlib.metadata.entry_points(group=_GROUP)}
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        del ctx
+        return sorted(self._points())
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        del ctx
+        point = self._points().get(cmd_name)
+        if point is None:
+            return None
+        command: click.Command = point.load()
+        return command
+
+
+@click.command(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(importlib.metadata.version("remetal"), prog_name="remetal")
+@click.option("--debug", is_flag=True, help="Show what external programs are run, and tracebacks.")
+def cli(debug: bool) -> None:
+    """Bring a whole machine back to the state it had before the incident.
+
+    \b
+    On a calm day:
+      remetal init /srv/images              make a repository and its keys
+      remetal capture /srv/images           save this machine
+      remetal media build -o rescue.iso     make the rescue medium
+      remetal drill /srv/images latest      prove that it comes back
+    On the worst day: boot the medium and follow it, or
+      remetal restore REPO IMAGE
+
+    Shell completion: eval "$(_REMETAL_COMPLETE=bash_source remetal)"
+    """
+    logging.basicConfig(
+        level=logging.DEBUG if debug else logging.WARNING, format="%(name)s: %(message)s"
+    )
+
+
+def _fail(error: RemetalError, *, as_json: bool) -> int:
+    if as_json:
+        problem = {
+            "id": error.id,
+            "message": error.message,
+            "hint": error.hint,
+            "exit_code": error.exit_code,
+        }
+        sys.stdout.write(json.dumps({"error": problem}, ensure_ascii=False) + "\n")
+    else:
+        console = Console(stderr=True, highlight=False, soft_wrap=True)
+        console.print(f"remetal: {error.message}", style="bold red", markup=False)
+        if error.hint:
+            console.print(error.hint, markup=False)
+    return error.exit_code
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """Run one verb and return its exit code; errors become one clear sentence."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    as_json = "--json" in words
+    try:
+        result = cli(words, prog_name="remetal", standalone_mode=False)
+    except RemetalError as error:
+        if "--debug" in words:
+            logging.getLogger("remetal").exception("traceback")
+        return _fail(error, as_json=as_json)
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except (KeyboardInterrupt, click.Abort):
+        return _fail(Interrupted("stopped on request"), as_json=as_json)
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            place = f" at {error.filename}" if error.filename else ""
+            return _fail(NoRoom(f"no room left{place}"), as_json=as_json)
+        raise
+    return result if isinstance(result, int) else 0
+
+
+def main() -> None:
+    """Entry point of the `remetal` command."""
+    sys.exit(run())

@@ -1,0 +1,1 @@
+"""Where objects lie. Backends know names and bytes, never packs or keys."""

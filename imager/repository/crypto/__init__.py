@@ -1,0 +1,1 @@
+"""Primitives of the format: derivation, sealing, recipients, signatures."""

@@ -1,0 +1,1 @@
+"""What makes a restored disk start: UEFI boot entries and the fall-back path."""

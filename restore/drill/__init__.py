@@ -1,0 +1,1 @@
+"""Rehearsals in QEMU: the real medium, the real image, blank disks, proof."""

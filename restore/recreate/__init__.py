@@ -1,0 +1,1 @@
+"""Layout becomes devices; same file names as `imager.layout`."""
