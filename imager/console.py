@@ -233,3 +233,7 @@ def run(argv: Sequence[str] | None = None) -> int:
 def main() -> None:
     """Entry point of the `remetal` command."""
     sys.exit(run())
+
+
+if __name__ == "__main__":
+    main()
