@@ -1,0 +1,488 @@
+"""Disks of this machine and disk files: what they are, who uses them, what lies on them.
+
+Everything here only reads. Facts come from lsblk (which asks udev where there is one, as on a
+running system and on the rescue medium) and from sysfs and /proc, which say how partitions,
+device-mapper, md and loop devices sit on each other.
+"""
+
+import errno
+import fcntl
+import os
+import re
+import stat
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from imager import process
+from imager.errors import NoSuchDisk, SourceError, TruncatedSource, UnreadableSource
+from imager.layout.disk import DiskIdentity
+
+_SYS_BLOCK: Final = Path("/sys/block")
+_SYS_DEV: Final = Path("/sys/dev/block")
+_SYS_BTRFS: Final = Path("/sys/fs/btrfs")
+
+# Kernel devices that are no disks a machine is captured from or restored to: loop, RAM and
+# compressed RAM disks, CD drives, floppies, network block devices, the layers above disks, and
+# the boot and replay-protected parts of eMMC (which are devices of their own).
+_NO_DISK: Final = re.compile(
+    r"(loop|ram|zram|sr|fd|nbd|dm-|md|mtdblock)\d|md_|mmcblk\d+(boot\d|rpmb)"
+)
+_COLUMNS: Final = "NAME,PATH,TYPE,SIZE,LOG-SEC,WWN,SERIAL,MODEL,TRAN,SUBSYSTEMS,RO,RM"
+_FILE_SECTOR: Final = 512
+
+# QEMU marks an image it may write by locking byte 100 + 1 (its "write" permission, block/file-posix.c).
+_QEMU_WRITE_LOCK: Final = 101
+# struct flock: type, whence, start, length, pid (64-bit Linux)
+_FLOCK: Final = struct.Struct("hhqqi4x")
+
+
+class UsageKind(StrEnum):
+    """What uses a disk."""
+
+    MOUNT = "mount"
+    SWAP = "swap"
+    HOLDER = "holder"  # device-mapper, md or bcache sits on it
+    LOOP = "loop"  # a disk file that is attached to a loop device
+    VM = "vm"  # a disk file that a running virtual machine writes to
+    CLAIMED = "claimed"  # the kernel says busy, and nothing says why
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """One thing that uses a disk or a part of it.
+
+    Attributes:
+        kind: what uses it.
+        device: the part that is used: the disk itself, a partition, or something on top of it.
+        where: the mount point, the holder's device, or an empty string.
+        read_only: it can't write.
+    """
+
+    kind: UsageKind
+    device: Path
+    where: str
+    read_only: bool
+
+    def __str__(self) -> str:
+        mode = "read-only" if self.read_only else "read-write"
+        match self.kind:
+            case UsageKind.MOUNT:
+                return f"{self.device} is mounted {mode} on {self.where}"
+            case UsageKind.SWAP:
+                return f"{self.device} is in use as swap"
+            case UsageKind.HOLDER:
+                return f"{self.device} is part of {self.where}"
+            case UsageKind.LOOP:
+                return f"{self.device} is attached {mode} to {self.where}"
+            case UsageKind.VM:
+                return f"{self.device} is in use by a running virtual machine"
+            case UsageKind.CLAIMED:
+                return f"{self.device} is claimed by the kernel"
+
+
+@dataclass(frozen=True, slots=True)
+class BlockDisk:
+    """A whole disk, or a file with the bytes of one.
+
+    Attributes:
+        path: the kernel's name of now ("/dev/sda") or the file, absolute and without links.
+        identity: what it is recognised by over time.
+        usage: everything that uses it now.
+        read_only: the device can't be written (a switch, a lock, no write permission).
+        removable: a stick, a card or the like.
+        is_device: a block device, not a file.
+    """
+
+    path: Path
+    identity: DiskIdentity
+    usage: tuple[Usage, ...]
+    read_only: bool
+    removable: bool
+    is_device: bool
+
+
+class _LsblkDevice(msgspec.Struct, rename=lambda name: name.replace("log_sec", "log-sec")):
+    name: str
+    path: str
+    type: str
+    size: int
+    log_sec: int
+    wwn: str | None
+    serial: str | None
+    model: str | None
+    tran: str | None
+    subsystems: str | None
+    ro: bool
+    rm: bool
+
+
+class _Lsblk(msgspec.Struct):
+    blockdevices: list[_LsblkDevice]
+
+
+@dataclass(frozen=True, slots=True)
+class _Mount:
+    id: int
+    device: str  # "major:minor"
+    point: str
+    type: str
+    source: str
+    read_only: bool
+    options: str
+
+
+def list_disks() -> tuple[BlockDisk, ...]:
+    """Return this machine's disks that hold data, in the order of their kernel names.
+
+    Left out: loop, RAM, CD, floppy and network block devices, what sits on top of disks
+    (device-mapper, md), paths hidden below a multipath NVMe device, and empty drives.
+    """
+    names = [
+        entry.name
+        for entry in sorted(_SYS_BLOCK.iterdir())
+        if not _NO_DISK.match(entry.name)
+        and _read(entry / "hidden") != "1"
+        and int(_read(entry / "size") or 0) > 0
+    ]
+    return tuple(_device_disk(_device_path(_SYS_BLOCK / name)) for name in names)
+
+
+def identify(path: Path) -> BlockDisk:
+    """Return the whole disk at a device's path, or the disk in a raw file.
+
+    The sector size of a file is 512 bytes, unless it holds a GPT that only makes sense with 4096.
+
+    Raises:
+        NoSuchDisk: nothing there, or it is a partition, a directory or something else.
+        SourceError: it may not be opened.
+    """
+    try:
+        resolved = path.resolve(strict=True)
+        mode = resolved.stat().st_mode
+    except (OSError, RuntimeError) as error:
+        raise NoSuchDisk(f"there is no disk or disk file {path}") from error
+    if stat.S_ISBLK(mode):
+        if (_sysfs(resolved.stat().st_rdev) / "partition").exists():
+            raise NoSuchDisk(
+                f"{path} is a partition, not a whole disk",
+                hint=f"Give the disk it lies on: {', '.join(map(str, sorted(disks_under(path))))}.",
+            )
+        return _device_disk(resolved)
+    if not stat.S_ISREG(mode):
+        raise NoSuchDisk(f"{path} is neither a disk nor a disk file")
+    with open_disk(resolved) as fd:
+        identity = DiskIdentity(size=size_of(fd), logical_sector=_file_sector(fd))
+        usage = _file_usage(resolved, fd)
+    return BlockDisk(
+        path=resolved,
+        identity=identity,
+        usage=usage,
+        read_only=not os.access(resolved, os.W_OK),
+        removable=False,
+        is_device=False,
+    )
+
+
+def disks_under(path: Path) -> frozenset[Path]:
+    """Return the whole devices that a path lies on.
+
+    A path is a file or directory (of one that does not exist yet: its nearest parent), or a block
+    device. Partitions, device-mapper, md, loop and btrfs with many devices are followed down.
+    Devices between (a dm, md or loop device) are in the answer too, each with its kernel path,
+    since writing to them would reach the path as well. Empty for network and memory filesystems.
+    """
+    resolved = path.resolve()
+    while not resolved.exists():
+        resolved = resolved.parent
+    found: set[Path] = set()
+    if stat.S_ISBLK(resolved.stat().st_mode):
+        _collect(_sysfs(resolved.stat().st_rdev), found)
+    else:
+        _collect_path(resolved, found)
+    return frozenset(found)
+
+
+@contextmanager
+def open_disk(path: Path) -> Iterator[int]:
+    """Open a disk or disk file for reading only, and yield the file descriptor.
+
+    Raises:
+        NoSuchDisk: nothing there.
+        SourceError: it may not be opened.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise NoSuchDisk(f"there is no disk or disk file {path}") from error
+    except OSError as error:
+        hint = "Run this as root." if error.errno in {errno.EACCES, errno.EPERM} else None
+        raise SourceError(f"{path} can't be opened: {error.strerror}", hint=hint) from error
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def size_of(fd: int) -> int:
+    """Return the size of an open disk or disk file in bytes."""
+    return os.lseek(fd, 0, os.SEEK_END)
+
+
+def read_at(fd: int, offset: int, length: int) -> bytes:
+    """Read exactly `length` bytes at `offset`.
+
+    Raises:
+        TruncatedSource: it ends before.
+        UnreadableSource: the disk gives a read error.
+    """
+    parts: list[bytes] = []
+    position, end = offset, offset + length
+    while position < end:
+        try:
+            part = os.pread(fd, end - position, position)
+        except OSError as error:
+            raise UnreadableSource(
+                f"reading byte {position} of the disk failed: {error.strerror}"
+            ) from error
+        if not part:
+            raise TruncatedSource(f"the disk ends at byte {position}, before what lies on it does")
+        parts.append(part)
+        position += len(part)
+    return b"".join(parts)
+
+
+def _device_disk(device: Path) -> BlockDisk:
+    text = process.run("lsblk", "--json", "--bytes", "--nodeps", "--output", _COLUMNS, device)
+    row = msgspec.json.decode(text, type=_Lsblk, strict=False).blockdevices[0]
+    node = _sysfs(device.stat().st_rdev)
+    return BlockDisk(
+        path=_device_path(node),
+        identity=DiskIdentity(
+            size=row.size,
+            logical_sector=row.log_sec,
+            wwn=_clean(row.wwn),
+            # Without udev lsblk does not know where virtio keeps its serial.
+            serial=_clean(row.serial) or _clean(_read(node / "serial")),
+            model=_clean(row.model),
+            transport=_transport(row),
+        ),
+        usage=_device_usage(node),
+        read_only=row.ro,
+        removable=row.rm,
+        is_device=True,
+    )
+
+
+def _transport(row: _LsblkDevice) -> str | None:
+    if row.tran:
+        return row.tran
+    layers = (row.subsystems or "").split(":")
+    return next((name for name in ("nvme", "usb", "virtio", "mmc", "scsi") if name in layers), None)
+
+
+def _clean(text: str | None) -> str | None:
+    return (text or "").strip() or None
+
+
+def _file_sector(fd: int) -> int:
+    for sector in (512, 4096):
+        if size_of(fd) >= sector + 8 and read_at(fd, sector, 8) == b"EFI PART":
+            return sector
+    return _FILE_SECTOR
+
+
+def _device_usage(node: Path) -> tuple[Usage, ...]:
+    mounts = _mounts()
+    swaps = _swaps()
+    usage: list[Usage] = []
+    for part in (node, *_partitions(node)):
+        claimed = _usage_of(part, mounts, swaps, usage)
+        device = _device_path(part)
+        if not claimed and _is_claimed(device) and not (part == node and usage):
+            usage.append(Usage(UsageKind.CLAIMED, device, "", read_only=False))
+    return tuple(usage)
+
+
+def _usage_of(
+    node: Path, mounts: tuple[_Mount, ...], swaps: frozenset[str], usage: list[Usage]
+) -> bool:
+    """Add what uses a device itself and what sits on it; return whether there is anything."""
+    device = _device_path(node)
+    number = _read(node / "dev")
+    before = len(usage)
+    usage.extend(
+        Usage(UsageKind.MOUNT, device, mount.point, mount.read_only)
+        for mount in mounts
+        if mount.device == number or number in _btrfs_numbers(mount)
+    )
+    if number in swaps:
+        usage.append(Usage(UsageKind.SWAP, device, "", read_only=False))
+    for holder in sorted((node / "holders").iterdir()) if (node / "holders").is_dir() else ():
+        above = (_SYS_BLOCK / holder.name).resolve()
+        read_only = _read(above / "ro") == "1"
+        usage.append(Usage(UsageKind.HOLDER, device, str(_device_path(above)), read_only))
+        for layer in (above, *_partitions(above)):
+            _usage_of(layer, mounts, swaps, usage)
+    return len(usage) > before
+
+
+def _is_claimed(device: Path) -> bool:
+    """Whether the kernel refuses exclusive use: also true for users that sysfs does not show."""
+    try:
+        os.close(os.open(device, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))
+    except OSError as error:
+        return error.errno == errno.EBUSY
+    return False
+
+
+def _file_usage(path: Path, fd: int) -> tuple[Usage, ...]:
+    usage: list[Usage] = []
+    for node in sorted(_SYS_BLOCK.glob("loop*")):
+        backing = _read(node / "loop" / "backing_file")
+        if backing and Path(backing) == path:
+            read_only = _read(node / "ro") == "1"
+            device = _device_path(node)
+            usage.append(Usage(UsageKind.LOOP, path, str(device), read_only))
+            usage.extend(_device_usage(node.resolve()))
+    request = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, _QEMU_WRITE_LOCK, 1, 0)
+    try:
+        answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, request)
+    except OSError:  # a filesystem without locks
+        return tuple(usage)
+    if _FLOCK.unpack(answer)[0] != fcntl.F_UNLCK:
+        usage.append(Usage(UsageKind.VM, path, "", read_only=False))
+    return tuple(usage)
+
+
+def _sysfs(number: int) -> Path:
+    return (_SYS_DEV / f"{os.major(number)}:{os.minor(number)}").resolve()
+
+
+def _device_path(node: Path) -> Path:
+    for line in (node / "uevent").read_text().splitlines():
+        key, _, value = line.partition("=")
+        if key == "DEVNAME":
+            return Path("/dev") / value
+    return Path("/dev") / node.name.replace("!", "/")
+
+
+def _partitions(node: Path) -> tuple[Path, ...]:
+    return tuple(sorted(child.parent for child in node.glob("*/partition")))
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def _unescape(text: str) -> str:
+    """Undo the octal escapes of /proc/self/mountinfo and /proc/swaps."""
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
+
+
+def _mounts() -> tuple[_Mount, ...]:
+    mounts = []
+    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
+        head, _, tail = line.partition(" - ")
+        fields = head.split()
+        kind, source, super_options = tail.split(" ", 2)
+        # A filesystem can be read-only itself or only where it is mounted; only the first keeps
+        # it from writing (a second mount of the same filesystem may be read-write).
+        read_only = "ro" in super_options.split(",")
+        mounts.append(
+            _Mount(
+                id=int(fields[0]),
+                device=fields[2],
+                point=_unescape(fields[4]),
+                type=kind,
+                source=_unescape(source),
+                read_only=read_only,
+                options=_unescape(super_options),
+            )
+        )
+    return tuple(mounts)
+
+
+def _swaps() -> frozenset[str]:
+    numbers = set()
+    for line in Path("/proc/swaps").read_text().splitlines()[1:]:
+        path = Path(_unescape(line.split()[0]))
+        try:
+            status = path.stat()
+        except OSError:
+            continue
+        if stat.S_ISBLK(status.st_mode):
+            numbers.add(f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}")
+    return frozenset(numbers)
+
+
+def _btrfs_numbers(mount: _Mount) -> frozenset[str]:
+    """Return the device numbers of all devices of a mounted btrfs, whose own number is made up."""
+    if mount.type != "btrfs":
+        return frozenset()
+    try:
+        number = Path(mount.source).stat().st_rdev
+    except OSError:
+        return frozenset()
+    own = f"{os.major(number)}:{os.minor(number)}"
+    for filesystem in _SYS_BTRFS.glob("*/devices"):
+        numbers = frozenset(_read(device / "dev") for device in filesystem.iterdir())
+        if own in numbers:
+            return numbers
+    return frozenset({own})
+
+
+def _collect(node: Path, found: set[Path]) -> None:
+    """Add a device and all whole devices below it."""
+    whole = node.parent if (node / "partition").exists() else node
+    device = _device_path(whole)
+    if device in found:
+        return
+    found.add(device)
+    for below in (whole / "slaves").iterdir() if (whole / "slaves").is_dir() else ():
+        _collect(below.resolve(), found)
+    backing = _read(whole / "loop" / "backing_file")
+    if backing and Path(backing).exists():
+        _collect_path(Path(backing), found)
+
+
+def _collect_path(path: Path, found: set[Path]) -> None:
+    """Add the devices of the filesystem that a file or directory lies in."""
+    number = path.stat().st_dev
+    if os.major(number) != 0:
+        _collect(_sysfs(number), found)
+        return
+    mount = _mount_of(path)
+    if mount is None:
+        return
+    for device in _btrfs_numbers(mount):
+        _collect((_SYS_DEV / device).resolve(), found)
+    if mount.type == "overlay":
+        for option in mount.options.split(","):
+            key, _, value = option.partition("=")
+            if key in {"upperdir", "lowerdir"}:
+                for layer in value.split(":"):
+                    if layer and Path(layer).exists():
+                        _collect_path(Path(layer), found)
+
+
+def _mount_of(path: Path) -> _Mount | None:
+    """Return the mount a path is reached through, as the kernel says."""
+    fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        info = Path(f"/proc/self/fdinfo/{fd}").read_text()
+    finally:
+        os.close(fd)
+    match = re.search(r"^mnt_id:\s*(\d+)$", info, re.MULTILINE)
+    if match is None:
+        return None
+    return next((mount for mount in _mounts() if mount.id == int(match[1])), None)
