@@ -1,0 +1,72 @@
+"""What a backend is: names and bytes, create-only.
+
+Names are relative POSIX paths of lower-case letters, digits, `/`, `-` and `.`. An object appears
+whole or not at all, and once there it never changes.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+Buffer = bytes | bytearray | memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One object in a listing.
+
+    Attributes:
+        name: relative to the repository.
+        size: bytes.
+        modified: seconds since the epoch by the store's clock.
+    """
+
+    name: str
+    size: int
+    modified: float
+
+
+class Backend(Protocol):
+    """A place for objects."""
+
+    @property
+    def location(self) -> str:
+        """The place as the user wrote it."""
+        ...
+
+    def put_new(self, name: str, parts: Sequence[Buffer]) -> bool:
+        """Create an object from the joined parts, durably.
+
+        When this returns, the object survives a power cut. When it raises, no object of that
+        name has been made.
+
+        Returns:
+            Whether it was created; False when the name was there already (it is left as it is).
+
+        Raises:
+            NoRoom: the store is full.
+            OutputError: the store does not take it for another reason.
+        """
+        ...
+
+    def get(self, name: str) -> bytes:
+        """Return an object whole.
+
+        Raises:
+            ObjectMissing: there is none.
+            ObjectDamaged: the store can't read it back.
+        """
+        ...
+
+    def get_range(self, name: str, offset: int, length: int) -> bytes:
+        """Return exactly `length` bytes from `offset`.
+
+        Raises:
+            ObjectMissing: there is none.
+            ObjectDamaged: it ends before, or the store can't read it back.
+        """
+        ...
+
+    def list(self, prefix: str) -> Iterator[Entry]:
+        """Yield the objects whose name starts with `prefix` (a folder with its slash), by name."""
+        ...

@@ -1,0 +1,140 @@
+"""The repository's configuration: the root of trust (FORMAT.md section 3)."""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import msgspec
+
+from imager.errors import NotARepository, ObjectDamaged, UnsupportedFormat
+from imager.repository.crypto.derive import context
+from imager.repository.crypto.recipient import Recipient, RecipientKey
+from imager.repository.crypto.signing import Signer
+from imager.repository.header import FORMAT_VERSION, ID_SIZE
+
+CONFIG_NAME: Final = "config"
+SECRETS_SIZE: Final = 96
+_SECRETS_LABEL: Final = "repository secrets"
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Secrets:
+    """What recovery keys hold of a repository.
+
+    Attributes:
+        signer: signs statements.
+        group: id of the group.
+        group_secret: 32 bytes.
+    """
+
+    signer: Signer
+    group: bytes
+    group_secret: bytes
+
+    def encode(self) -> bytes:
+        """Return the 96 bytes that are sealed to each recipient."""
+        return (self.signer.private + self.group + self.group_secret).ljust(SECRETS_SIZE, b"\0")
+
+    @classmethod
+    def decode(cls, data: bytes) -> "Secrets":
+        """Read what `encode` wrote.
+
+        Raises:
+            ObjectDamaged: of the wrong size.
+        """
+        if len(data) != SECRETS_SIZE:
+            raise ObjectDamaged("the secrets in the configuration have the wrong size")
+        return cls(Signer(data[:32]), data[32:48], data[48:80])
+
+
+class RecipientEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One recipient in the configuration."""
+
+    id: str
+    label: str
+    public_key: bytes
+    secrets: bytes
+
+
+class Configuration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The document `config`."""
+
+    format: Literal["remetal repository"]
+    version: int
+    created: str
+    signing_key: bytes
+    group: str
+    recipients: tuple[RecipientEntry, ...]
+
+    def encode(self) -> bytes:
+        """Return the bytes of the object."""
+        return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
+
+    @staticmethod
+    def decode(data: bytes, location: str) -> "Configuration":
+        """Read a configuration.
+
+        Raises:
+            NotARepository: this is something else.
+            UnsupportedFormat: of a version this program can't read.
+        """
+        try:
+            document = msgspec.json.decode(data, type=Configuration)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise NotARepository(
+                f"the file `config` at {location} is damaged or not remetal's: {error}"
+            ) from error
+        if document.version != FORMAT_VERSION:
+            raise UnsupportedFormat(f"{location} has format version {document.version}")
+        return document
+
+    def open_secrets(self, key: RecipientKey) -> Secrets | None:
+        """Return the secrets, if `key` is a recipient's; else None.
+
+        Raises:
+            ObjectDamaged: it is, but the bytes were changed.
+        """
+        wanted = key.recipient.id.hex()
+        for entry in self.recipients:
+            if entry.id == wanted:
+                info = _secrets_info(bytes.fromhex(self.group), self.signing_key)
+                return Secrets.decode(key.open(info, entry.secrets, "the configuration"))
+        return None
+
+
+def repository_id(config: bytes) -> bytes:
+    """Return the id of the repository whose configuration has these bytes."""
+    return hashlib.sha256(config).digest()[:ID_SIZE]
+
+
+def new_configuration(
+    secrets: Secrets, recipients: tuple[tuple[str, Recipient], ...], created: str
+) -> Configuration:
+    """Return the configuration of a new repository.
+
+    Args:
+        secrets: fresh secrets.
+        recipients: label and public key of each who can open images.
+        created: RFC 3339 time in UTC.
+    """
+    info = _secrets_info(secrets.group, secrets.signer.public_key)
+    return Configuration(
+        format="remetal repository",
+        version=FORMAT_VERSION,
+        created=created,
+        signing_key=secrets.signer.public_key,
+        group=secrets.group.hex(),
+        recipients=tuple(
+            RecipientEntry(
+                recipient.id.hex(),
+                label,
+                recipient.public_key,
+                recipient.seal(info, secrets.encode()),
+            )
+            for label, recipient in recipients
+        ),
+    )
+
+
+def _secrets_info(group: bytes, signing_key: bytes) -> bytes:
+    return context(_SECRETS_LABEL) + group + signing_key
