@@ -1,0 +1,155 @@
+"""What a virtual machine is made of; pure data, so that a drill can be printed before it runs."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Final
+
+
+class Firmware(StrEnum):
+    """What starts the machine."""
+
+    BIOS = "bios"
+    UEFI = "uefi"
+    SECUREBOOT = "secureboot"  # UEFI that enforces signatures with Microsoft's and Debian's keys
+
+
+class Bus(StrEnum):
+    """How a drive is attached, which decides its name and driver in the guest."""
+
+    VIRTIO = "virtio"
+    SCSI = "scsi"
+    SATA = "sata"
+    NVME = "nvme"
+    USB = "usb"
+    CDROM = "cdrom"
+
+
+@dataclass(frozen=True, slots=True)
+class Drive:
+    """A disk, a USB stick or a CD.
+
+    Attributes:
+        path: the file that holds its content.
+        format: "raw" or "qcow2".
+        bus: how it is attached.
+        serial: what the guest reads as its serial number; virtio, sata and nvme carry 20
+            characters, longer ones are cut by QEMU.
+        wwn: World Wide Name as udev writes it ("0x5000c500…"); scsi and sata only.
+        sector: bytes of a logical sector, 512 or 4096.
+        read_only: the guest can't write; always so for a CD, never for sata (use `snapshot`).
+        snapshot: the guest's writes are dropped at the end, the file stays as it was.
+        bootindex: place in the firmware's order, 0 is first. None leaves the choice to the
+            firmware, which for UEFI means the entries of its NVRAM.
+        disposable: flushes are not waited for, so that a power cut of the host may lose content.
+    """
+
+    path: Path
+    format: str = "raw"
+    bus: Bus = Bus.VIRTIO
+    serial: str | None = None
+    wwn: str | None = None
+    sector: int = 512
+    read_only: bool = False
+    snapshot: bool = False
+    bootindex: int | None = None
+    disposable: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A directory of the host that the guest mounts by 9p (`mount -t 9p -o trans=virtio TAG DIR`).
+
+    Attributes:
+        tag: the name the guest mounts it by.
+        path: the directory.
+        read_only: enforced by QEMU, not by the guest.
+    """
+
+    tag: str
+    path: Path
+    read_only: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """A TCP port of the guest that is reached on the host's loopback.
+
+    Attributes:
+        host: port on 127.0.0.1.
+        guest: port in the guest.
+    """
+
+    host: int
+    guest: int
+
+
+@dataclass(frozen=True, slots=True)
+class UserNetwork:
+    """QEMU's own network with DHCP, for looking at the guest from outside.
+
+    Attributes:
+        forwards: guest ports that can be reached.
+        restricted: the guest reaches nothing outside; a restored server must not answer for, or
+            talk to, the real one's peers.
+        mac: hardware address of the card, or None for QEMU's.
+    """
+
+    forwards: tuple[Forward, ...] = ()
+    restricted: bool = True
+    mac: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class VmSpec:
+    """A virtual machine.
+
+    Attributes:
+        name: for messages and QEMU's own title.
+        memory_mib: RAM in MiB.
+        drives: in the order of their slots.
+        cpus: virtual processors.
+        firmware: what starts it.
+        nvram: the file with the UEFI variables, kept by the caller from one boot to the next;
+            made from the firmware's template when missing. None: a blank one for this run only.
+        shares: directories for the guest.
+        serials: files that receive what the guest writes on ttyS0, ttyS1, …; overwritten.
+        network: None for no network card at all.
+        uuid: what the guest reads as its DMI UUID.
+        kernel: start this Linux kernel directly, without boot loader.
+        initrd: initramfs for `kernel`.
+        append: command line for `kernel`.
+        allow_reboot: when False, a reboot by the guest ends the run as a power-off does.
+    """
+
+    name: str
+    memory_mib: int
+    drives: tuple[Drive, ...] = ()
+    cpus: int = 2
+    firmware: Firmware = Firmware.BIOS
+    nvram: Path | None = None
+    shares: tuple[Share, ...] = ()
+    serials: tuple[Path, ...] = ()
+    network: UserNetwork | None = None
+    uuid: str | None = None
+    kernel: Path | None = None
+    initrd: Path | None = None
+    append: str = ""
+    allow_reboot: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Accelerator:
+    """A way to run guests.
+
+    Attributes:
+        name: "kvm" or "tcg".
+        arguments: options for QEMU: accelerator and processor model.
+    """
+
+    name: str
+    arguments: tuple[str, ...]
+
+
+KVM: Final = Accelerator("kvm", ("-accel", "kvm", "-cpu", "host"))
+TCG: Final = Accelerator("tcg", ("-accel", "tcg,thread=multi", "-cpu", "max"))
