@@ -1,0 +1,131 @@
+"""Volume maps: which chunk lies where, as a tree of shared nodes (FORMAT.md section 6)."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from imager.errors import ObjectDamaged
+from imager.repository.chunk import FREE, ID, ZERO
+
+RUN: Final = np.dtype([("length", "<u8"), ("id", ID)])
+NODE_MAGIC: Final = b"RMAP"
+NODE_HEADER_SIZE: Final = 8
+LEAST_RUNS: Final = 256
+MOST_RUNS: Final = 4096
+_CUT_MODULUS: Final = 1024
+_MOST_LEVEL: Final = 8
+
+Runs = NDArray[np.void]
+
+
+@dataclass(frozen=True, slots=True)
+class Root:
+    """The top of a map.
+
+    Attributes:
+        id: map id of the root node.
+        level: its level; 0 when the root is the only node.
+    """
+
+    id: bytes
+    level: int
+
+
+def runs(pairs: list[tuple[int, bytes]]) -> Runs:
+    """Return an array of dtype `RUN` from lengths and ids."""
+    return np.array(pairs, dtype=RUN)
+
+
+def are(ids: NDArray[np.void], identity: bytes) -> NDArray[np.bool_]:
+    """Return which of the ids (dtype V32) equal one."""
+    words = np.ascontiguousarray(ids).view("<u8").reshape(-1, 4)
+    wanted = np.frombuffer(identity, dtype="<u8")
+    equal: NDArray[np.bool_] = (words == wanted).all(axis=1)
+    return equal
+
+
+def are_chunks(volume_map: Runs) -> NDArray[np.bool_]:
+    """Return which runs of a map are chunks, neither zero nor free."""
+    ids = volume_map["id"]
+    return ~(are(ids, ZERO) | are(ids, FREE))
+
+
+def write_tree(volume_map: Runs, store: Callable[[bytes], bytes]) -> Root:
+    """Store a map as a tree of nodes.
+
+    Args:
+        volume_map: at least one run, dtype `RUN`.
+        store: takes a node's bytes, stores them unless they are there, returns their map id.
+    """
+    level = 0
+    current = volume_map
+    while True:
+        nodes = []
+        for piece in _split(current):
+            node = NODE_MAGIC + bytes([level, 0, 0, 0]) + piece.tobytes()
+            nodes.append((int(piece["length"].sum()), store(node)))
+        if len(nodes) == 1:
+            return Root(nodes[0][1], level)
+        current = runs(nodes)
+        level += 1
+
+
+def _split(current: Runs) -> Iterator[Runs]:
+    heads = np.ascontiguousarray(current["id"]).view("<u2").reshape(-1, 16)[:, 0]
+    ends = np.flatnonzero(heads % _CUT_MODULUS == 0) + 1
+    start = 0
+    while start < len(current):
+        position = int(np.searchsorted(ends, start + LEAST_RUNS))
+        end = int(ends[position]) if position < len(ends) else len(current)
+        end = min(end, start + MOST_RUNS, len(current))
+        yield current[start:end]
+        start = end
+
+
+def read_tree(root: Root, length: int, load: Callable[[bytes], bytes], what: str) -> Runs:
+    """Return the map below a root.
+
+    Args:
+        root: from an image's summary.
+        length: bytes of the volume; the map must cover exactly that.
+        load: returns a node's bytes, verified, from its map id.
+        what: the volume's name, for errors.
+
+    Raises:
+        ObjectDamaged: a node is malformed or the map does not cover the volume.
+    """
+    if not 0 <= root.level <= _MOST_LEVEL:
+        raise ObjectDamaged(f"the map of {what} has impossible depth {root.level}")
+    pieces: list[Runs] = []
+    _read_node(root.id, root.level, length, load, pieces, what)
+    return np.concatenate(pieces)
+
+
+def _read_node(
+    identity: bytes,
+    level: int,
+    length: int,
+    load: Callable[[bytes], bytes],
+    pieces: list[Runs],
+    what: str,
+) -> None:
+    node = load(identity)
+    body = len(node) - NODE_HEADER_SIZE
+    if (
+        node[:NODE_HEADER_SIZE] != NODE_MAGIC + bytes([level, 0, 0, 0])
+        or body % RUN.itemsize
+        or not 1 <= body // RUN.itemsize <= MOST_RUNS
+    ):
+        raise ObjectDamaged(f"a node in the map of {what} is malformed")
+    found = np.frombuffer(node, dtype=RUN, offset=NODE_HEADER_SIZE)
+    lengths = [int(value) for value in found["length"]]
+    if not all(lengths) or sum(lengths) != length:
+        raise ObjectDamaged(f"the map of {what} does not cover it")
+    if level == 0:
+        pieces.append(found)
+        return
+    for child_length, child in zip(lengths, found["id"], strict=True):
+        _read_node(child.tobytes(), level - 1, child_length, load, pieces, what)
