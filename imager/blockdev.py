@@ -235,6 +235,11 @@ def size_of(fd: int) -> int:
     return os.lseek(fd, 0, os.SEEK_END)
 
 
+def name_of(fd: int) -> str:
+    """Return the path an open disk or disk file was opened by, for messages."""
+    return str(Path(f"/proc/self/fd/{fd}").readlink())
+
+
 def read_at(fd: int, offset: int, length: int) -> bytes:
     """Read exactly `length` bytes at `offset`.
 
@@ -249,10 +254,12 @@ def read_at(fd: int, offset: int, length: int) -> bytes:
             part = os.pread(fd, end - position, position)
         except OSError as error:
             raise UnreadableSource(
-                f"reading byte {position} of the disk failed: {error.strerror}"
+                f"reading byte {position} of {name_of(fd)} failed: {error.strerror}"
             ) from error
         if not part:
-            raise TruncatedSource(f"the disk ends at byte {position}, before what lies on it does")
+            raise TruncatedSource(
+                f"{name_of(fd)} ends at byte {position}, before what lies on it does"
+            )
         parts.append(part)
         position += len(part)
     return b"".join(parts)

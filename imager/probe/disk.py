@@ -1,0 +1,122 @@
+"""One disk: its table, and the volumes it is cut into."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from imager import blockdev
+from imager.errors import TruncatedSource
+from imager.layout.disk import Disk, DiskIdentity, Volume, VolumeRole
+from imager.layout.filesystem import Filesystem
+from imager.probe.filesystem import declared_size, read_signature
+from imager.probe.partition_table import ReadTable, read_table
+from imager.units import MIB, format_size
+
+# Unpartitioned space up to this size is kept whole. Of more, only the ends are, where boot code
+# and metadata of md or a firmware RAID sit (at the start of a disk this much, since boot loaders
+# of small boards are large), and what the partition table itself keeps there.
+_LARGE: Final = 64 * MIB
+_EDGE: Final = MIB
+
+
+def probe_disk(
+    path: Path, disk_id: str, identity: DiskIdentity, *, origin: str | None = None
+) -> Disk:
+    """Return what a disk holds, cut into volumes that cover all of it that matters.
+
+    Guarantees: volumes are in order, do not overlap, lie within the disk, and hold every byte of
+    its partition tables, every partition, and every gap of at most 64 MiB.
+
+    Args:
+        path: disk or disk file; only read.
+        disk_id: "disk0", "disk1", …
+        identity: what it is recognised by; its size and sector size rule.
+        origin: what people call it, when that is not `path`.
+
+    Raises:
+        TruncatedSource: the disk ends before what lies on it does.
+        SourceError: the partition table can't be relied on.
+        UnreadableSource: a read error.
+    """
+    with blockdev.open_disk(path) as fd:
+        signature = read_signature(path, 0, identity.size)
+        found = read_table(
+            path, fd, identity.size, identity.logical_sector, signature=signature.table
+        )
+        if found is None:
+            _check_span(fd, origin or str(path), signature.filesystem, identity.size)
+            whole = Volume(
+                id=f"{disk_id}/whole",
+                role=VolumeRole.WHOLE_DISK,
+                offset=0,
+                length=identity.size,
+                filesystem=signature.filesystem,
+            )
+            return Disk(disk_id, origin or str(path), identity, None, (whole,))
+    volumes = tuple(_volumes(path, disk_id, identity.size, found))
+    return Disk(disk_id, origin or str(path), identity, found.table, volumes)
+
+
+def _check_span(fd: int, origin: str, filesystem: Filesystem | None, size: int) -> None:
+    span = declared_size(fd, 0, filesystem.type) if filesystem else None
+    if filesystem and span and span > size:
+        raise TruncatedSource(
+            f"{origin} is cut off: its {filesystem.type} filesystem spans {format_size(span)}, "
+            f"but it has only {format_size(size)}"
+        )
+
+
+def _volumes(path: Path, disk_id: str, size: int, found: ReadTable) -> Iterator[Volume]:
+    content = sorted(
+        (part for part in found.table.partitions if not part.is_extended),
+        key=lambda part: part.offset,
+    )
+    position = 0
+    gaps = 0
+    for part in content:
+        for offset, length in _kept(position, part.offset, found.structures):
+            gaps += offset > 0
+            yield _between(disk_id, gaps, offset, length)
+        yield Volume(
+            id=f"{disk_id}/p{part.number}",
+            role=VolumeRole.PARTITION,
+            offset=part.offset,
+            length=part.length,
+            partition=part.number,
+            filesystem=read_signature(path, part.offset, part.length).filesystem,
+        )
+        position = part.end
+    for offset, length in _kept(position, size, found.structures):
+        gaps += offset > 0
+        yield _between(disk_id, gaps, offset, length)
+
+
+def _between(disk_id: str, number: int, offset: int, length: int) -> Volume:
+    if offset == 0:
+        return Volume(f"{disk_id}/boot-area", VolumeRole.BOOT_AREA, 0, length)
+    return Volume(f"{disk_id}/gap{number}", VolumeRole.GAP, offset, length)
+
+
+def _kept(
+    start: int, end: int, structures: tuple[tuple[int, int], ...]
+) -> Iterator[tuple[int, int]]:
+    """Yield the (offset, length) of unpartitioned space from `start` to `end` that is kept."""
+    if end - start <= _LARGE:
+        if end > start:
+            yield start, end - start
+        return
+    edges = [(start, start + (_EDGE if start else _LARGE)), (end - _EDGE, end)]
+    inside = [
+        (max(offset, start), min(offset + length, end))
+        for offset, length in structures
+        if offset < end and offset + length > start
+    ]
+    first, last = -1, -1
+    for low, high in sorted([*edges, *inside]):
+        if low <= last:
+            last = max(last, high)
+            continue
+        if first >= 0:
+            yield first, last - first
+        first, last = low, high
+    yield first, last - first
