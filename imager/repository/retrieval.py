@@ -1,0 +1,354 @@
+"""Opening images: everything that turns sealed bytes back into plaintext.
+
+Every way to plaintext goes through `Unlocked`, which can only be made from a recovery key. A
+credential has no method here that returns content.
+"""
+
+import hashlib
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+
+from imager.errors import ObjectDamaged, ObjectMissing, RecoveryKeyNeeded, RemetalError
+from imager.layout.machine import Machine
+from imager.repository import envelope as envelopes
+from imager.repository import volume_map
+from imager.repository.chunk import MOST_PLAIN, Identifier, Opener
+from imager.repository.configuration import Secrets
+from imager.repository.crypto import derive
+from imager.repository.crypto.recipient import RecipientKey
+from imager.repository.header import HEADER_SIZE, Header, Magic, PackKind
+from imager.repository.image import Manifest, SealedImage, Summary
+from imager.repository.index import Index, Location, unique_ids
+from imager.repository.keyring import GroupKeys
+from imager.repository.repository import Problem, Repository
+from imager.units import MIB
+
+_FETCHERS: Final = 2
+# Packs in flight bound the memory: each is at most 16 MiB sealed and, rarely, four times that open.
+_IN_FLIGHT: Final = 3
+# Below this share of a pack its blobs are fetched one by one, not the pack whole.
+_WHOLE_SHARE: Final = 0.3
+_GROUP_BYTES: Final = 32 * MIB
+
+Warn = Callable[[Problem], None]
+
+
+class Unlocked:
+    """A recovery key that was unlocked, in use with one repository; safe from any thread.
+
+    Args:
+        repository: the repository.
+        key: an unlocked recovery key.
+
+    Raises:
+        RecoveryKeyNeeded: the key is none of the repository's.
+    """
+
+    def __init__(self, repository: Repository, key: RecipientKey) -> None:
+        secrets = repository.configuration.open_secrets(key)
+        if secrets is None:
+            raise RecoveryKeyNeeded(
+                f"this recovery key is not among those of {repository.backend.location}",
+                hint="Use the recovery key that was made or named when the repository was made.",
+            )
+        self.secrets: Secrets = secrets
+        self.keys: GroupKeys = repository.group_keys(secrets)
+        self._repository = repository
+        self._key = key
+        self._sessions: dict[bytes, bytes] = {}
+        self._lock = threading.Lock()
+
+    def session_key(self, header: Header, envelope: bytes, what: str) -> bytes:
+        """Return the key of the capture that wrote an object.
+
+        Raises:
+            ObjectDamaged: the envelope was changed.
+            RecoveryKeyNeeded: it was not sealed to this key.
+        """
+        with self._lock:
+            known = self._sessions.get(header.session)
+        if known is None:
+            known = envelopes.open_envelope(
+                self._key, envelope, self._repository.id, header.session, what
+            )
+            with self._lock:
+                self._sessions[header.session] = known
+        return known
+
+
+class MapReader:
+    """Reads volume maps with the group's keys alone; they hold ids, never content.
+
+    Args:
+        repository: where the maps lie.
+        keys: of the group.
+        index: of the repository.
+    """
+
+    def __init__(self, repository: Repository, keys: GroupKeys, index: Index) -> None:
+        self._repository = repository
+        self._keys = keys
+        self._index = index
+        self._identifier = Identifier(keys.map_id_key)
+
+    def read(self, summary: Summary, volume_id: str) -> volume_map.Runs:
+        """Return the map of a volume, dtype `volume_map.RUN`.
+
+        Raises:
+            ObjectMissing: a node is nowhere, or the volume is not in the image.
+            ObjectDamaged: a node is damaged and there is no intact copy.
+        """
+        for volume in summary.volumes:
+            if volume.id == volume_id:
+                return volume_map.read_tree(volume.map_root, volume.length, self._load, volume_id)
+        raise ObjectMissing(f"the image has no volume {volume_id}")
+
+    def _load(self, identity: bytes) -> bytes:
+        return _first_intact(
+            identity,
+            [
+                place
+                for place in self._index.locations(identity)
+                if self._index.packs[place.pack][1] is PackKind.MAPS
+            ],
+            self._open,
+            "map node",
+        )
+
+    def _open(self, identity: bytes, place: Location) -> bytes:
+        name = self._index.pack_name(place)
+        backend = self._repository.backend
+        header = Header.decode(
+            backend.get_range(name, 0, HEADER_SIZE), Magic.PACK, self._repository.id, name
+        )
+        opener = Opener(self._keys.map_key(header.session), self._identifier)
+        blob = backend.get_range(name, place.offset, place.length)
+        return opener.open(identity, place.plain, place.codec, blob)
+
+
+@dataclass(slots=True)
+class _Wanted:
+    """Blobs wanted from one pack."""
+
+    places: list[tuple[bytes, Location]] = field(default_factory=list)
+    size: int = 0
+
+
+class OpenImage:
+    """An image opened with a recovery key.
+
+    Args:
+        repository: where it lies.
+        image: whose signature was checked.
+        unlocked: a recovery key.
+        index: of the repository.
+        warn: told of damage that did not keep content from being read.
+    """
+
+    def __init__(
+        self,
+        repository: Repository,
+        image: SealedImage,
+        unlocked: Unlocked,
+        index: Index,
+        warn: Warn,
+    ) -> None:
+        self.image = image
+        self.summary = image.summary
+        what = f"image {image.id[:12]}"
+        session_key = unlocked.session_key(image.header, image.envelope, what)
+        self.manifest: Manifest = image.open_manifest(
+            derive.derive(session_key, image.header.session, derive.MANIFEST)
+        )
+        self._repository = repository
+        self._unlocked = unlocked
+        self._index = index
+        self._warn = warn
+        self._maps = MapReader(repository, unlocked.keys, index)
+        self._identifier = Identifier(unlocked.keys.chunk_id_key)
+
+    @property
+    def machine(self) -> Machine:
+        """The layout of the machine."""
+        return self.manifest.machine
+
+    def map(self, volume_id: str) -> volume_map.Runs:
+        """Return the map of a volume; see `MapReader.read`."""
+        return self._maps.read(self.summary, volume_id)
+
+    def identify(self, data: bytes | bytearray | memoryview) -> bytes:
+        """Return the chunk id of a plaintext, to compare what was read back."""
+        return self._identifier.identify(data)
+
+    def chunks(self, ids: Sequence[bytes]) -> Iterator[tuple[bytes, bytes]]:
+        """Yield every id once with its plaintext, in the order of storage.
+
+        Packs are fetched and opened ahead by threads; what is yielded was authenticated and has
+        the id it is yielded with. At most a few packs are held in memory.
+
+        Raises:
+            ObjectMissing: a chunk is nowhere.
+            ObjectDamaged: a chunk is damaged and there is no intact copy; the sentence names
+                the image and the pack.
+        """
+        wanted = self._group(ids)
+        queue: deque[Future[list[tuple[bytes, bytes]]]] = deque()
+        pending = iter(wanted)
+        with ThreadPoolExecutor(_FETCHERS, thread_name_prefix="fetch") as pool:
+            try:
+                for number, group in pending:
+                    queue.append(pool.submit(self._fetch, number, group))
+                    if len(queue) >= _IN_FLIGHT:
+                        yield from queue.popleft().result()
+                while queue:
+                    yield from queue.popleft().result()
+            finally:
+                for future in queue:
+                    future.cancel()
+
+    def _group(self, ids: Sequence[bytes]) -> list[tuple[int, _Wanted]]:
+        groups: dict[int, _Wanted] = {}
+        full: list[tuple[int, _Wanted]] = []
+        for raw in unique_ids(np.array(ids, dtype="V32")):
+            identity = raw.tobytes()
+            places = self._data_places(identity)
+            if not places:
+                raise ObjectMissing(
+                    f"chunk {identity.hex()[:16]} of image {self.image.id[:12]} is nowhere"
+                )
+            place = next((place for place in places if place.pack in groups), places[0])
+            group = groups.setdefault(place.pack, _Wanted())
+            group.places.append((identity, place))
+            group.size += place.plain
+        for number, group in groups.items():
+            group.places.sort(key=lambda item: item[1].offset)
+            full += [(number, part) for part in _bounded(group)]
+        return full
+
+    def _data_places(self, identity: bytes) -> list[Location]:
+        packs = self._index.packs
+        return [
+            place
+            for place in self._index.locations(identity)
+            if packs[place.pack][1] is PackKind.DATA
+        ]
+
+    def _fetch(self, number: int, wanted: _Wanted) -> list[tuple[bytes, bytes]]:
+        name = self._index.pack_name(wanted.places[0][1])
+        try:
+            fetch = self._pack_reader(number, name, wanted)
+        except RemetalError as error:
+            self._warn(Problem(name, error))
+            fetch = self._open_alone
+        opened = []
+        for identity, place in wanted.places:
+            try:
+                opened.append((identity, fetch(identity, place)))
+            except RemetalError as first:
+                opened.append((identity, self._another_copy(identity, place, name, first)))
+        return opened
+
+    def _pack_reader(
+        self, number: int, name: str, wanted: _Wanted
+    ) -> Callable[[bytes, Location], bytes]:
+        backend = self._repository.backend
+        needed = sum(place.length for _, place in wanted.places)
+        last = wanted.places[-1][1]
+        if needed < _WHOLE_SHARE * (last.offset + last.length):
+            return self._open_alone
+        data = memoryview(backend.get(name))
+        if hashlib.sha256(data).digest() != self._index.packs[number][0]:
+            self._warn(Problem(name, ObjectDamaged(f"{name} has other bytes than were written")))
+        header = Header.decode(bytes(data[:HEADER_SIZE]), Magic.PACK, self._repository.id, name)
+        envelope = bytes(data[HEADER_SIZE : HEADER_SIZE + header.envelope_length])
+        opener = self._opener(header, envelope, name)
+
+        def fetch(identity: bytes, place: Location) -> bytes:
+            blob = data[place.offset : place.offset + place.length]
+            return opener.open(identity, place.plain, place.codec, blob)
+
+        return fetch
+
+    def _opener(self, header: Header, envelope: bytes, name: str) -> Opener:
+        session_key = self._unlocked.session_key(header, envelope, name)
+        chunk_key = derive.derive(session_key, header.session, derive.CHUNK)
+        return Opener(chunk_key, self._identifier)
+
+    def _open_alone(self, identity: bytes, place: Location) -> bytes:
+        name = self._index.pack_name(place)
+        backend = self._repository.backend
+        header = Header.decode(
+            backend.get_range(name, 0, HEADER_SIZE), Magic.PACK, self._repository.id, name
+        )
+        envelope = backend.get_range(name, HEADER_SIZE, header.envelope_length)
+        if place.length > 2 * MOST_PLAIN:
+            raise ObjectDamaged(f"the index names an impossible blob in {name}")
+        blob = backend.get_range(name, place.offset, place.length)
+        return self._opener(header, envelope, name).open(identity, place.plain, place.codec, blob)
+
+    def _another_copy(
+        self, identity: bytes, failed: Location, name: str, first: RemetalError
+    ) -> bytes:
+        others = [place for place in self._data_places(identity) if place != failed]
+        try:
+            plain = _first_intact(identity, others, self._open_alone, "chunk")
+        except RemetalError:
+            raise type(first)(
+                f"image {self.image.id[:12]} is touched: {first.message} ({name})",
+                hint=first.hint,
+            ) from first
+        self._warn(Problem(name, first))
+        return plain
+
+
+def open_image(repository: Repository, reference: str, unlocked: Unlocked, warn: Warn) -> OpenImage:
+    """Open the image that a person means; see `Repository.find_image` for references.
+
+    Args:
+        repository: where it lies.
+        reference: what the person wrote.
+        unlocked: a recovery key.
+        warn: told of damage that does not keep the image from being read.
+
+    Raises:
+        UnknownImage: none is meant, or more than one.
+        ObjectDamaged: it can't be read.
+    """
+    image = repository.find_image(reference, unlocked.keys)
+    index, problems = repository.load_index(unlocked.keys)
+    for problem in problems:
+        warn(problem)
+    return OpenImage(repository, image, unlocked, index, warn)
+
+
+def _first_intact(
+    identity: bytes,
+    places: Sequence[Location],
+    fetch: Callable[[bytes, Location], bytes],
+    what: str,
+) -> bytes:
+    problem: RemetalError = ObjectMissing(f"{what} {identity.hex()[:16]} is nowhere")
+    for place in places:
+        try:
+            return fetch(identity, place)
+        except RemetalError as error:
+            problem = error
+    raise problem
+
+
+def _bounded(group: _Wanted) -> Iterator[_Wanted]:
+    """Split what is wanted from a pack so that the plaintext of one part stays bounded."""
+    part = _Wanted()
+    for identity, place in group.places:
+        if part.places and part.size + place.plain > _GROUP_BYTES:
+            yield part
+            part = _Wanted()
+        part.places.append((identity, place))
+        part.size += place.plain
+    yield part
