@@ -144,14 +144,16 @@ def list_disks() -> tuple[BlockDisk, ...]:
     Left out: loop, RAM, CD, floppy and network block devices, what sits on top of disks
     (device-mapper, md), paths hidden below a multipath NVMe device, and empty drives.
     """
-    names = [
-        entry.name
-        for entry in sorted(_SYS_BLOCK.iterdir())
-        if not _NO_DISK.match(entry.name)
-        and _read(entry / "hidden") != "1"
-        and int(_read(entry / "size") or 0) > 0
-    ]
-    return tuple(_device_disk(_device_path(_SYS_BLOCK / name)) for name in names)
+    return tuple(
+        _device_disk(_device_path(node))
+        for node in sorted(_SYS_BLOCK.iterdir())
+        if _is_machine_disk(node) and int(_read(node / "size") or 0) > 0
+    )
+
+
+def is_machine_disk(device: Path) -> bool:
+    """Whether a block device is a disk of this machine, not a layer above disks or a disk file."""
+    return _is_machine_disk(_sysfs(device.stat().st_rdev))
 
 
 def identify(path: Path) -> BlockDisk:
@@ -263,6 +265,10 @@ def read_at(fd: int, offset: int, length: int) -> bytes:
         parts.append(part)
         position += len(part)
     return b"".join(parts)
+
+
+def _is_machine_disk(node: Path) -> bool:
+    return not _NO_DISK.match(node.name) and _read(node / "hidden") != "1"
 
 
 def _device_disk(device: Path) -> BlockDisk:

@@ -1,0 +1,285 @@
+"""The disks a capture reads: opened read-only, and refused when they can change meanwhile."""
+
+import errno
+import fcntl
+import json
+import os
+import socket
+import stat
+import struct
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+from imager import blockdev, process
+from imager.blockdev import BlockDisk, UsageKind
+from imager.capture.qcow2 import Layer, is_qcow2, read_chain
+from imager.errors import NoSuchDisk, ProgramError, SourceError, SourceInUse, UsageError
+from imager.probe.filesystem import read_signature
+from imager.probe.machine import ProbeSource
+
+_OFFLINE: Final = (
+    "Boot the rescue medium on this machine and capture from there, "
+    "or capture the disk file of a virtual machine that is stopped."
+)
+_FOREIGN: Final = {
+    b"KDMV": "VMDK",
+    b"# Disk DescriptorFile": "VMDK",
+    b"vhdxfile": "VHDX",
+    b"conectix": "VHD",
+    b"<<< Oracle VM VirtualBox Disk Image >>>": "VDI",
+}
+# Whoever wants to write to an image tests byte 200 + 1 for a lock of those who do not share
+# writing (QEMU, block/file-posix.c): holding it keeps a virtual machine from starting meanwhile.
+_QEMU_NO_WRITERS: Final = 201
+_FLOCK: Final = struct.Struct("hhqqi4x")
+_START_TIMEOUT: Final = 30.0
+_STOP_TIMEOUT: Final = 30.0
+
+
+def default_disks(repository: Path | None) -> tuple[Path, ...]:
+    """Return every disk of this machine except those that hold the repository.
+
+    Optical images on sticks (such as the rescue medium itself) are no disks of the machine.
+
+    Raises:
+        NoSuchDisk: none is left.
+    """
+    excluded = blockdev.disks_under(repository) if repository else frozenset()
+    found = [disk for disk in blockdev.list_disks() if disk.path not in excluded]
+    chosen = tuple(disk.path for disk in found if not _is_optical(disk))
+    if not chosen:
+        kept = ", ".join(str(path) for path in sorted(excluded))
+        raise NoSuchDisk(
+            "this machine has no disk to capture"
+            + (f" besides the one that holds the repository ({kept})" if kept else ""),
+            hint="Give disks or disk files with --disk, or keep the repository elsewhere.",
+        )
+    return chosen
+
+
+@contextmanager
+def open_sources(paths: Sequence[Path]) -> Iterator[tuple[ProbeSource, ...]]:
+    """Open several disks or disk files as `open_source` does, all or none.
+
+    Raises:
+        UsageError: the same disk twice.
+        SourceError: as `open_source`.
+    """
+    seen: dict[Path, Path] = {}
+    for path in paths:
+        other = seen.setdefault(path.resolve(), path)
+        if other is not path:
+            raise UsageError(f"{other} and {path} are the same disk")
+    with ExitStack() as stack:
+        yield tuple(stack.enter_context(open_source(path)) for path in paths)
+
+
+@contextmanager
+def open_source(path: Path) -> Iterator[ProbeSource]:
+    """Open a block device, a raw file or a qcow2 file as something that reads like a disk.
+
+    The source is only ever opened for reading. While it is open, a disk that nobody uses is
+    claimed, so that nothing on it can be mounted, and a disk file is locked against virtual
+    machines that would write to it. A qcow2 file (known by its first bytes, never guessed
+    otherwise) appears as a raw file that a `qemu-storage-daemon` serves; it must be entered in a
+    thread that outlives it, since the daemon ends with that thread.
+
+    Raises:
+        NoSuchDisk: nothing there, or a partition.
+        SourceInUse: something can write to it.
+        TruncatedSource: a qcow2 file is cut off, or a file is empty.
+        SourceError: a disk file of a kind or state that can't be read.
+        ProgramMissing: QEMU's tools are needed and not installed.
+    """
+    disk = blockdev.identify(path)
+    _refuse_writers(disk)
+    with ExitStack() as stack:
+        fd = stack.enter_context(blockdev.open_disk(disk.path))
+        if disk.is_device:
+            if not disk.usage:
+                stack.enter_context(_claimed(disk.path))
+            yield ProbeSource(
+                path=disk.path,
+                origin=str(path.absolute()),
+                identity=disk.identity,
+                of_this_machine=blockdev.is_machine_disk(disk.path),
+            )
+            return
+        if disk.identity.size == 0:
+            raise SourceError(f"{path} is empty", hint="Check the name; no image was made.")
+        _refuse_foreign(fd, path)
+        if is_qcow2(fd):
+            layers = read_chain(disk.path)
+            raw = stack.enter_context(_exported(layers))
+            identity = blockdev.identify(raw).identity
+        else:
+            _lock(fd, path)
+            raw, identity = disk.path, disk.identity
+        yield ProbeSource(raw, str(path.absolute()), identity, of_this_machine=False)
+
+
+def _is_optical(disk: BlockDisk) -> bool:
+    found = read_signature(disk.path, 0, disk.identity.size).filesystem
+    return found is not None and found.type == "iso9660"
+
+
+def _refuse_writers(disk: BlockDisk) -> None:
+    writers = [usage for usage in disk.usage if not usage.read_only]
+    if not writers:
+        return
+    # Of a stack of layers the mount at the top says best what is going on.
+    best = next((usage for usage in writers if usage.kind is UsageKind.MOUNT), writers[0])
+    raise SourceInUse(f"{disk.path} is in use: {best}", hint=_way_out(best.kind, best.where))
+
+
+def _way_out(kind: UsageKind, where: str) -> str:
+    match kind:
+        case UsageKind.MOUNT:
+            return (
+                f"{_OFFLINE} A disk the system does not need can also be unmounted "
+                f"(`umount {where}`) or mounted read-only."
+            )
+        case UsageKind.SWAP:
+            return f"{_OFFLINE} Swap can also be switched off with `swapoff -a`."
+        case UsageKind.HOLDER:
+            return (
+                f"{_OFFLINE} What is built on it can also be stopped: `vgchange -an` for LVM, "
+                "`cryptsetup close` for LUKS, `mdadm --stop` for md."
+            )
+        case UsageKind.LOOP:
+            return f"Detach it with `losetup -d {where}`, then run this again."
+        case UsageKind.VM:
+            return "Stop the virtual machine first, then run this again."
+        case UsageKind.CLAIMED:
+            return _OFFLINE
+
+
+def _refuse_foreign(fd: int, path: Path) -> None:
+    start = blockdev.read_at(fd, 0, min(64, blockdev.size_of(fd)))
+    for magic, name in _FOREIGN.items():
+        if start.startswith(magic):
+            raise SourceError(
+                f"{path} is a {name} file, which can't be read here",
+                hint=f"Convert it first: `qemu-img convert -O qcow2 {path} DISK.qcow2`.",
+            )
+
+
+@contextmanager
+def _claimed(device: Path) -> Iterator[None]:
+    """Hold a device so that the kernel lets nobody mount it or build on it meanwhile."""
+    try:
+        fd = os.open(device, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno == errno.EBUSY:
+            raise SourceInUse(f"{device} has just been taken into use", hint=_OFFLINE) from error
+        raise SourceError(f"{device} can't be opened: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        os.close(fd)
+
+
+def _lock(fd: int, path: Path) -> None:
+    """Keep virtual machines from writing to a raw file as long as it is open."""
+    request = _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, _QEMU_NO_WRITERS, 1, 0)
+    try:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, request)
+    except OSError as error:
+        if error.errno in {errno.EAGAIN, errno.EACCES}:
+            raise SourceInUse(
+                f"{path} is in use by a virtual machine", hint=_way_out(UsageKind.VM, "")
+            ) from error
+        # A filesystem without locks (some network ones): QEMU goes without them there, too.
+
+
+@contextmanager
+def _exported(layers: Sequence[Layer]) -> Iterator[Path]:
+    """Serve a chain of disk files as one raw file, by QEMU through FUSE; yield its path."""
+    if not stat.S_ISCHR(_mode(Path("/dev/fuse"))):
+        raise SourceError(
+            f"{layers[0].path} can't be served: this kernel has no /dev/fuse",
+            hint="Load it with `modprobe fuse`, or convert the file with `qemu-img convert -O raw`.",
+        )
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="remetal-")))
+        mount_point = folder / layers[0].path.name
+        mount_point.touch(mode=0o600)
+        ours, theirs = socket.socketpair()
+        stack.enter_context(ours)
+        log = stack.enter_context(tempfile.TemporaryFile())
+        arguments = _daemon_arguments(layers, mount_point, theirs.fileno())
+        with theirs:
+            daemon = process.start(*arguments, stderr=log, pass_fds=(theirs.fileno(),))
+        stack.callback(_stop, daemon)
+        # The monitor is the last thing the daemon sets up, and greets when all is ready.
+        ours.settimeout(_START_TIMEOUT)
+        greeting = b""
+        with suppress(OSError):
+            greeting = ours.recv(1)
+        if not greeting:
+            _stop(daemon)
+            log.seek(0)
+            problem = log.read().decode(errors="replace")
+            if "lock" in problem:
+                raise SourceInUse(
+                    f"{layers[0].path} is in use by another program",
+                    hint=_way_out(UsageKind.VM, ""),
+                )
+            raise ProgramError(
+                arguments,
+                daemon.returncode,
+                problem,
+                hint="Run this as root, or convert the file first: `qemu-img convert -O raw`.",
+            )
+        yield mount_point
+
+
+def _daemon_arguments(layers: Sequence[Layer], mount_point: Path, monitor: int) -> tuple[str, ...]:
+    # setpriv: if this process is killed, the kernel ends the daemon, which unmounts its file.
+    arguments = ["setpriv", "--pdeathsig", "TERM", "qemu-storage-daemon"]
+    for index in reversed(range(len(layers))):
+        layer = layers[index]
+        # Every layer is named with its format, so that QEMU opens nothing it finds by itself.
+        nodes: list[dict[str, object]] = [
+            {"driver": "file", "node-name": f"file{index}", "filename": str(layer.path)},
+            {"driver": layer.driver, "node-name": f"disk{index}", "file": f"file{index}"},
+        ]
+        if layer.driver == "qcow2":
+            is_last = index == len(layers) - 1
+            nodes[1]["backing"] = None if is_last else f"disk{index + 1}"
+        for node in nodes:
+            arguments += ["--blockdev", json.dumps({**node, "read-only": True})]
+    export = {
+        "type": "fuse",
+        "id": "export",
+        "node-name": "disk0",
+        "mountpoint": str(mount_point),
+        "writable": False,
+        "allow-other": "off",
+    }
+    arguments += ["--export", json.dumps(export)]
+    arguments += ["--chardev", f"socket,id=monitor,fd={monitor}", "--monitor", "chardev=monitor"]
+    return tuple(arguments)
+
+
+def _stop(daemon: subprocess.Popen[bytes]) -> None:
+    """End the daemon; it takes its mount away with it."""
+    if daemon.poll() is not None:
+        return
+    daemon.terminate()
+    try:
+        daemon.wait(_STOP_TIMEOUT)
+    except subprocess.TimeoutExpired:
+        daemon.kill()
+        daemon.wait()
+
+
+def _mode(path: Path) -> int:
+    try:
+        return path.stat().st_mode
+    except OSError:
+        return 0
