@@ -91,7 +91,7 @@ class Chunker:
         whole = len(data) // BLOCK
         words = np.frombuffer(data, "<u8", count=whole * _WORDS).reshape(whole, _WORDS)
         samples = words[:, _SAMPLE]
-        zero = ~samples.any(axis=1)
+        zero: NDArray[np.bool_] = ~np.any(samples, axis=1)
         for block in np.flatnonzero(zero):
             zero[block] = not words[block].any()
         prints = (samples * self._multipliers).sum(axis=1, dtype=np.uint64)

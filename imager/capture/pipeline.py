@@ -8,7 +8,7 @@ releases the GIL. Batches are taken back in order, so the map needs no sorting, 
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Final
+from typing import Final, Self
 
 import numpy as np
 
@@ -38,7 +38,7 @@ class Pipeline:
         self._session = session
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="seal")
 
-    def __enter__(self) -> "Pipeline":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

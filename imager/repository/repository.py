@@ -15,9 +15,8 @@ meanwhile is not seen, and can't disturb. Two captures that send the same new ch
 time store it twice; both copies are valid.
 """
 
-import hashlib
 import secrets as random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -129,16 +128,19 @@ class Repository:
 
     @classmethod
     def create(
-        cls, location: str, recipients: Sequence[tuple[str, Recipient]]
-    ) -> tuple["Repository", Secrets]:
+        cls,
+        location: str,
+        recipients: Sequence[tuple[str, Recipient]],
+        keep: Callable[["Repository", Secrets], None],
+    ) -> "Repository":
         """Make a new repository.
 
         Args:
             location: an empty or new place.
             recipients: label and public key of each who shall be able to open images.
-
-        Returns:
-            The repository and its secrets, which issue the first credential.
+            keep: is given the repository to be and its secrets, and puts the keys where they are
+                kept. Only when it has returned does the repository come into being, so there is
+                never one without its keys.
 
         Raises:
             RepositoryExists: something is there.
@@ -152,9 +154,11 @@ class Repository:
         secrets = Secrets(Signer.generate(), random.token_bytes(ID_SIZE), random.token_bytes(32))
         configuration = new_configuration(secrets, tuple(recipients), now())
         data = configuration.encode()
+        repository = cls(backend, repository_id(data), configuration)
+        keep(repository, secrets)
         if not backend.put_new(CONFIG_NAME, [data]):
             raise RepositoryExists(f"there is a repository at {backend.location} already")
-        return cls(backend, repository_id(data), configuration), secrets
+        return repository
 
     @property
     def recipients(self) -> tuple[Recipient, ...]:
@@ -165,14 +169,18 @@ class Repository:
         """Return the keys of the group that these secrets hold."""
         return GroupKeys(self.id, secrets.group, secrets.group_secret)
 
-    def issue_credential(self, secrets: Secrets, name: str) -> Credential:
-        """Make a credential and store the statement that vouches for it."""
+    def new_credential(self, secrets: Secrets, name: str) -> Credential:
+        """Make a credential that the repository vouches for; `publish` makes it known."""
         signer = Signer.generate()
         certificate = Certificate.issue(
             secrets.signer, self.id, secrets.group, name, signer.public_key, now()
         )
-        self.backend.put_new(STATEMENTS + object_hash(certificate.encoded), [certificate.encoded])
         return Credential(self.id, secrets.group_secret, signer, certificate.encoded)
+
+    def publish(self, credential: Credential) -> None:
+        """Store the statement that vouches for a credential."""
+        data = credential.certificate
+        self.backend.put_new(STATEMENTS + hashlib.sha256(data).hexdigest(), [data])
 
     def credential_keys(self, credential: Credential) -> GroupKeys:
         """Return the group keys of a credential, after checking that it belongs here.
@@ -287,11 +295,6 @@ class Repository:
             self.configuration.signing_key,
             keys.directory_key,
         )
-
-
-def object_hash(data: bytes) -> str:
-    """Return the SHA-256 of an object's bytes in hex, the last part of its name."""
-    return hashlib.sha256(data).hexdigest()
 
 
 def _is_prefix(reference: str, image_id: str) -> bool:
