@@ -31,6 +31,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.tree import Tree
 
+import imager
 from imager.errors import Interrupted, NoRoom, RemetalError
 from imager.units import format_duration, format_size
 
@@ -169,7 +170,7 @@ class _Verbs(click.Group):
 
 
 @click.command(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(importlib.metadata.version("remetal"), prog_name="remetal")
+@click.version_option(imager.__version__, prog_name="remetal")
 @click.option("--debug", is_flag=True, help="Show what external programs are run, and tracebacks.")
 def cli(debug: bool) -> None:
     """Bring a whole machine back to the state it had before the incident.

@@ -4,6 +4,8 @@ msgspec decodes straight into the frozen dataclasses and checks every type, so t
 from a hostile repository can't carry anything the model does not allow.
 """
 
+from typing import Any
+
 import msgspec
 
 from imager.errors import UnsupportedFormat
@@ -25,3 +27,9 @@ def decode(data: bytes) -> Machine:
         return msgspec.json.decode(data, type=Machine)
     except msgspec.MsgspecError as error:
         raise UnsupportedFormat(f"the layout of this image can't be read: {error}") from error
+
+
+def document(machine: Machine) -> dict[str, Any]:
+    """Return the machine as plain lists and dicts, for `--json` output."""
+    plain: dict[str, Any] = msgspec.to_builtins(machine)
+    return plain

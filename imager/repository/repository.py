@@ -15,6 +15,7 @@ meanwhile is not seen, and can't disturb. Two captures that send the same new ch
 time store it twice; both copies are valid.
 """
 
+import hashlib
 import secrets as random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -124,8 +124,8 @@ class Session:
 
     def finish(
         self, summarise: Callable[[tuple[str, ...], Counters], Summary], manifest: Manifest
-    ) -> str:
-        """Store what is left, the index, and then the image. Returns the image's id.
+    ) -> tuple[str, Summary]:
+        """Store what is left, the index, and then the image. Returns the image's id and summary.
 
         Args:
             summarise: makes the summary from the indexes written and the counters.
@@ -136,11 +136,11 @@ class Session:
         """
         for kind in _HOLDING:
             self._store_pack(kind)
-        indexes = self._store_indexes()
+        summary = summarise(self._store_indexes(), self.counters)
         image_id, data = image_format.encode(
             self._header(Magic.IMAGE, NO_KIND, len(self._envelope)),
             self._envelope,
-            summarise(indexes, self.counters),
+            summary,
             manifest,
             self._keys.directory_key,
             self._manifest_key,
@@ -148,7 +148,7 @@ class Session:
             self._credential.signer,
         )
         self._repository.backend.put_new(image_format.PREFIX + image_id, [data])
-        return image_id
+        return image_id, summary
 
     def _header(self, magic: Magic, kind: int, envelope_length: int) -> Header:
         return Header(

@@ -1,0 +1,118 @@
+"""A capture from plan to image."""
+
+import os
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import imager
+from imager import blockdev
+from imager.capture.pipeline import Pipeline
+from imager.capture.planner import CapturePlan, VolumePlan
+from imager.errors import SourceError
+from imager.repository.chunk import DEFAULT_LEVEL
+from imager.repository.image import ExtentsNote, Manifest, Summary, VolumeSummary
+from imager.repository.keyring import Credential
+from imager.repository.repository import Problem, Repository, now
+from imager.repository.session import Counters, Session
+
+OFFLINE: Final = "offline"
+
+Advance = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """An image that was made.
+
+    Attributes:
+        image: its id.
+        summary: what it says of itself.
+        new_chunks: number of chunks that were not in the repository before.
+        problems: damage in the repository that was noticed on the way.
+    """
+
+    image: str
+    summary: Summary
+    new_chunks: int
+    problems: tuple[Problem, ...]
+
+
+def capture(
+    plan: CapturePlan,
+    repository: Repository,
+    credential: Credential,
+    advance: Advance,
+    *,
+    level: int = DEFAULT_LEVEL,
+    workers: int | None = None,
+) -> Captured:
+    """Read what the plan says and store it as one image.
+
+    The image appears in the repository as the very last step; whatever goes wrong before leaves
+    no image, and what was stored until then is found and used by the next capture.
+
+    Args:
+        plan: what to read.
+        repository: where to.
+        credential: of the machine.
+        advance: told of every byte read.
+        level: of zstd.
+        workers: threads that compress; by default one for each core.
+
+    Raises:
+        SourceError: a disk can't be read, or changed its size meanwhile.
+        NoRoom: the repository is full.
+        SecretError: the credential does not fit the repository.
+    """
+    started = now()
+    session = Session(repository, credential, level)
+    by_path: defaultdict[Path, list[VolumePlan]] = defaultdict(list)
+    for volume in plan.volumes:
+        by_path[volume.path].append(volume)
+    summaries: dict[str, VolumeSummary] = {}
+    with Pipeline(session, workers or len(os.sched_getaffinity(0))) as pipeline:
+        for path, volumes in by_path.items():
+            with blockdev.open_disk(path) as descriptor:
+                for item in volumes:
+                    summaries[item.volume.id] = _volume(
+                        item, pipeline, session, descriptor, advance
+                    )
+                if blockdev.size_of(descriptor) != item.disk.identity.size:
+                    raise SourceError(f"{item.disk.origin} changed its size during the capture")
+    listed = tuple(summaries[item.volume.id] for item in plan.volumes)
+    machine = plan.machine
+
+    def summarise(indexes: tuple[str, ...], counters: Counters) -> Summary:
+        return Summary(
+            machine_id=machine.id,
+            machine_name=machine.name,
+            started=started,
+            finished=now(),
+            source=OFFLINE,
+            used_bytes=sum(volume.used for volume in listed),
+            new_bytes=counters.new_bytes,
+            stored_bytes=counters.stored_bytes,
+            indexes=indexes,
+            volumes=listed,
+        )
+
+    notes = {
+        item.volume.id: ExtentsNote(item.extents.method, item.extents.reason)
+        for item in plan.volumes
+    }
+    manifest = Manifest(machine, notes, f"remetal {imager.__version__}")
+    image_id, summary = session.finish(summarise, manifest)
+    return Captured(image_id, summary, session.counters.new_chunks, tuple(session.problems))
+
+
+def _volume(
+    item: VolumePlan, pipeline: Pipeline, session: Session, descriptor: int, advance: Advance
+) -> VolumeSummary:
+    volume_map, used = pipeline.volume_map(
+        descriptor, item.disk.origin, item.volume, item.extents, advance
+    )
+    root = session.add_map(volume_map)
+    return VolumeSummary(item.volume.id, item.volume.length, used, root.id.hex(), root.level)

@@ -1,0 +1,66 @@
+"""What a capture will read, decided before the first byte is stored."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from imager.extents.extents import Extents
+from imager.extents.used import used
+from imager.layout.disk import Disk, Volume
+from imager.layout.machine import Machine
+from imager.probe.machine import ProbeSource, probe_machine
+
+
+@dataclass(frozen=True, slots=True)
+class VolumePlan:
+    """One volume and what of it is to be read.
+
+    Attributes:
+        disk: it lies on.
+        path: what to read the disk from.
+        volume: the volume.
+        extents: what of it matters.
+    """
+
+    disk: Disk
+    path: Path
+    volume: Volume
+    extents: Extents
+
+    @property
+    def size(self) -> int:
+        """Bytes to be read."""
+        return int(self.extents.ranges[:, 1].sum())
+
+
+@dataclass(frozen=True, slots=True)
+class CapturePlan:
+    """What a capture will do.
+
+    Attributes:
+        machine: as the image will describe it.
+        volumes: in the order of the layout.
+    """
+
+    machine: Machine
+    volumes: tuple[VolumePlan, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes to be read."""
+        return sum(volume.size for volume in self.volumes)
+
+
+def plan(sources: Sequence[ProbeSource], name: str) -> CapturePlan:
+    """Return the plan of a capture of these disks.
+
+    Raises:
+        SourceError: a disk can't be read, or ends before what lies on it.
+    """
+    machine = probe_machine(sources, name)
+    volumes = [
+        VolumePlan(disk, source.path, volume, used(source.path, volume))
+        for disk, source in zip(machine.disks, sources, strict=True)
+        for volume in disk.volumes
+    ]
+    return CapturePlan(machine, tuple(volumes))

@@ -1,0 +1,136 @@
+"""`remetal capture`: save a machine."""
+
+import platform
+import time
+from pathlib import Path
+
+import click
+
+from imager.capture.capture import Captured
+from imager.capture.capture import capture as run_capture
+from imager.capture.planner import CapturePlan, plan
+from imager.capture.source import default_disks, open_sources
+from imager.commands.secrets import credential_option, load_credential
+from imager.console import Output, verb
+from imager.layout import codec
+from imager.repository.chunk import DEFAULT_LEVEL
+from imager.repository.repository import Repository
+from imager.units import format_duration, format_size
+
+
+@click.command()
+@click.argument("repo")
+@click.option(
+    "--disk",
+    "disks",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="A block device, or a raw or qcow2 file; may be given more than once. "
+    "By default every disk of this machine except those that hold the repository.",
+)
+@click.option("--name", help="Name of the machine; by default this host's name.")
+@click.option(
+    "--compression",
+    type=click.IntRange(1, 19),
+    default=DEFAULT_LEVEL,
+    show_default=True,
+    help="Level of zstd.",
+)
+@click.option("--dry-run", is_flag=True, help="Show what would be read, and store nothing.")
+@credential_option
+@verb
+def capture(
+    out: Output,
+    repo: str,
+    disks: tuple[Path, ...],
+    name: str | None,
+    compression: int,
+    dry_run: bool,
+    credential: Path | None,
+) -> None:
+    """Save the disks of a machine as a new image in REPO.
+
+    Only what is in use is read: used blocks of ext2, ext3, ext4 and FAT, nothing of swap but its
+    header, everything else whole with runs of zeros left out. The disks are never written to.
+
+    \b
+    Examples:
+      remetal capture /srv/images
+      remetal capture /srv/images --disk /var/lib/vm/web1.qcow2 --name web1
+    """
+    repository = Repository.open(repo)
+    held = load_credential(repository, credential)
+    repository.credential_keys(held)
+    chosen = disks or default_disks(Path(repository.backend.location))
+    with open_sources(chosen) as sources:
+        planned = plan(sources, name or platform.node() or "machine")
+        _show_plan(out, planned)
+        if dry_run:
+            out.document({"dry_run": True, **_plan_document(planned)})
+            return
+        start = time.monotonic()
+        with out.progress("capture", planned.size) as advance:
+            captured = run_capture(planned, repository, held, advance, level=compression)
+        seconds = time.monotonic() - start
+    for problem in captured.problems:
+        out.remark(f"warning: {problem.error.message}")
+    _tell(out, planned, captured, seconds)
+
+
+def _show_plan(out: Output, planned: CapturePlan) -> None:
+    out.say(f"Machine {planned.machine.name} ({planned.machine.id}):")
+    rows = []
+    for item in planned.volumes:
+        filesystem = item.volume.filesystem
+        rows.append(
+            (
+                f"  {item.volume.id}",
+                item.disk.origin,
+                filesystem.type if filesystem else "-",
+                format_size(item.volume.length),
+                format_size(item.size),
+                item.extents.method,
+            )
+        )
+    out.table(("  volume", "disk", "holds", ">size", ">to read", "known from"), rows)
+    for item in planned.volumes:
+        if item.extents.reason:
+            out.remark(f"{item.volume.id} is read whole: {item.extents.reason}")
+
+
+def _plan_document(planned: CapturePlan) -> dict[str, object]:
+    return {
+        "machine": codec.document(planned.machine),
+        "read_bytes": planned.size,
+        "volumes": [
+            {
+                "id": item.volume.id,
+                "length": item.volume.length,
+                "read_bytes": item.size,
+                "method": item.extents.method,
+                "reason": item.extents.reason,
+            }
+            for item in planned.volumes
+        ],
+    }
+
+
+def _tell(out: Output, planned: CapturePlan, captured: Captured, seconds: float) -> None:
+    summary = captured.summary
+    out.document(
+        {
+            "image": captured.image,
+            "machine": summary.machine_name,
+            "read_bytes": planned.size,
+            "used_bytes": summary.used_bytes,
+            "new_bytes": summary.new_bytes,
+            "new_chunks": captured.new_chunks,
+            "stored_bytes": summary.stored_bytes,
+            "seconds": round(seconds, 3),
+        }
+    )
+    out.say(
+        f"Image {captured.image[:12]} of {summary.machine_name} in {format_duration(seconds)}: "
+        f"{format_size(summary.used_bytes)} used, {format_size(summary.new_bytes)} new, "
+        f"{format_size(summary.stored_bytes)} stored."
+    )

@@ -1,0 +1,75 @@
+"""`remetal images`: list what is in a repository."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+import msgspec
+
+from imager.commands.secrets import credential_option, load_group_keys, recovery_options
+from imager.console import Output, verb
+from imager.repository.repository import Repository
+from imager.units import format_size
+
+
+@click.command()
+@click.argument("repo")
+@credential_option
+@recovery_options
+@verb
+def images(
+    out: Output,
+    repo: str,
+    credential: Path | None,
+    recovery_key: Path | None,
+    passphrase_file: Path | None,
+) -> None:
+    """List the images in REPO, oldest first.
+
+    A capture credential is enough for this; without one the recovery key is asked for.
+
+    \b
+    Example:
+      remetal images /srv/images
+    """
+    repository = Repository.open(repo)
+    keys = load_group_keys(out, repository, credential, recovery_key, passphrase_file)
+    found, problems = repository.images(keys)
+    out.document(
+        {
+            "images": [
+                {
+                    "image": image.id,
+                    "stored_at": _time(image.modified),
+                    "signed_by": image.certificate.name,
+                    **msgspec.to_builtins(image.summary),
+                }
+                for image in found
+            ],
+            "problems": [
+                {"object": problem.name, "error": problem.error.message} for problem in problems
+            ],
+        }
+    )
+    out.table(
+        ("image", "machine", "stored", "source", ">used", ">added"),
+        [
+            (
+                image.id[:12],
+                image.summary.machine_name,
+                _time(image.modified),
+                image.summary.source,
+                format_size(image.summary.used_bytes),
+                format_size(image.summary.stored_bytes),
+            )
+            for image in found
+        ],
+    )
+    if not found:
+        out.say("There is no image yet; `remetal capture` makes one.")
+    for problem in problems:
+        out.remark(f"warning: {problem.error.message}")
+
+
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
