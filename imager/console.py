@@ -32,7 +32,7 @@ from rich.table import Table
 from rich.tree import Tree
 
 import imager
-from imager.errors import Interrupted, NoRoom, RemetalError
+from imager.errors import Interrupted, NoRoom, RemetalError, UsageError
 from imager.units import format_duration, format_size
 
 _GROUP: Final = "remetal.commands"
@@ -52,6 +52,7 @@ class Output:
     def __init__(self, *, as_json: bool = False, quiet: bool = False) -> None:
         self.as_json = as_json
         self.quiet = quiet
+        self._document: dict[str, Any] = {}
         self._out = Console(highlight=False, soft_wrap=True)
         self._err = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -65,11 +66,22 @@ class Output:
         if not self.quiet:
             self._err.print(text, markup=False)
 
-    def document(self, data: Any) -> None:
-        """Print the verb's result as JSON, with `--json` only."""
-        if self.as_json:
-            sys.stdout.write(json.dumps(data, indent=2, ensure_ascii=False, default=str) + "\n")
-            sys.stdout.flush()
+    def document(self, data: dict[str, Any]) -> None:
+        """Set the verb's result, which is printed when it ends, with `--json` only."""
+        self._document = data
+
+    def print_document(self, error: RemetalError | None) -> None:
+        """Print the verb's result, and the error it ended with if any, as one JSON document."""
+        data = dict(self._document)
+        if error is not None:
+            data["error"] = {
+                "id": error.id,
+                "message": error.message,
+                "hint": error.hint,
+                "exit_code": error.exit_code,
+            }
+        sys.stdout.write(json.dumps(data, indent=2, ensure_ascii=False, default=str) + "\n")
+        sys.stdout.flush()
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         """Print a table; a column whose title starts with `>` is right-aligned."""
@@ -144,8 +156,17 @@ def verb(function: Callable[..., None]) -> Callable[..., None]:
     @click.option("--quiet", is_flag=True, help="No progress and no remarks.")
     @functools.wraps(function)
     def wrapper(*args: Any, as_json: bool, quiet: bool, **options: Any) -> None:
-        click.get_current_context().find_root().obj = as_json
-        function(Output(as_json=as_json, quiet=quiet), *args, **options)
+        out = Output(as_json=as_json, quiet=quiet)
+        if not as_json:
+            function(out, *args, **options)
+            return
+        try:
+            function(out, *args, **options)
+        except (RemetalError, OSError) as problem:
+            error = _translate(problem)
+            out.print_document(error)
+            raise SystemExit(error.exit_code) from problem
+        out.print_document(None)
 
     return wrapper
 
@@ -191,43 +212,37 @@ def cli(debug: bool) -> None:
     )
 
 
-def _fail(error: RemetalError, *, as_json: bool) -> int:
-    if as_json:
-        problem = {
-            "id": error.id,
-            "message": error.message,
-            "hint": error.hint,
-            "exit_code": error.exit_code,
-        }
-        sys.stdout.write(json.dumps({"error": problem}, ensure_ascii=False) + "\n")
-    else:
-        console = Console(stderr=True, highlight=False, soft_wrap=True)
-        console.print(f"remetal: {error.message}", style="bold red", markup=False)
-        if error.hint:
-            console.print(error.hint, markup=False)
+def _translate(problem: RemetalError | OSError) -> RemetalError:
+    """Return what an error means to a person; an unforeseen one is raised again."""
+    if isinstance(problem, RemetalError):
+        return problem
+    if problem.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return NoRoom(f"no room left at {problem.filename}" if problem.filename else "no room left")
+    raise problem
+
+
+def _fail(error: RemetalError) -> int:
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console.print(f"remetal: {error.message}", style="bold red", markup=False)
+    if error.hint:
+        console.print(error.hint, markup=False)
     return error.exit_code
 
 
 def run(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return its exit code; errors become one clear sentence."""
     words = list(sys.argv[1:] if argv is None else argv)
-    as_json = "--json" in words
     try:
         result = cli(words, prog_name="remetal", standalone_mode=False)
-    except RemetalError as error:
+    except (RemetalError, OSError) as problem:
         if "--debug" in words:
             logging.getLogger("remetal").exception("traceback")
-        return _fail(error, as_json=as_json)
+        return _fail(_translate(problem))
     except click.ClickException as error:
         error.show()
-        return 2
+        return UsageError.exit_code
     except (KeyboardInterrupt, click.Abort):
-        return _fail(Interrupted("stopped on request"), as_json=as_json)
-    except OSError as error:
-        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            place = f" at {error.filename}" if error.filename else ""
-            return _fail(NoRoom(f"no room left{place}"), as_json=as_json)
-        raise
+        return _fail(Interrupted("stopped on request"))
     return result if isinstance(result, int) else 0
 
 

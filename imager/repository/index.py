@@ -149,6 +149,15 @@ class Index:
         """Whether any pack of this kind holds the id."""
         return any(self.packs[place.pack][1] is kind for place in self.locations(identity))
 
+    def sizes_needed(self) -> dict[str, int]:
+        """Return for each pack that is named how many bytes it has at least."""
+        ends = np.zeros(len(self.packs), dtype=np.uint64)
+        last = self._entries["offset"].astype(np.uint64) + self._entries["length"]
+        np.maximum.at(ends, self._entries["pack"], last)
+        return {
+            object_name(digest): int(end) for (digest, _), end in zip(self.packs, ends, strict=True)
+        }
+
     def locations(self, identity: bytes) -> list[Location]:
         """Return every copy of an id; empty when there is none."""
         key = int.from_bytes(identity[:8], "big")

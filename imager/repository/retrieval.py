@@ -96,6 +96,12 @@ class MapReader:
         self._keys = keys
         self._index = index
         self._identifier = Identifier(keys.map_id_key)
+        self._visited: set[str] = set()
+
+    @property
+    def packs_of_last_map(self) -> frozenset[str]:
+        """Names of the packs that the last `read` took nodes from."""
+        return frozenset(self._visited)
 
     def read(self, summary: Summary, volume_id: str) -> volume_map.Runs:
         """Return the map of a volume, dtype `volume_map.RUN`.
@@ -104,6 +110,7 @@ class MapReader:
             ObjectMissing: a node is nowhere, or the volume is not in the image.
             ObjectDamaged: a node is damaged and there is no intact copy.
         """
+        self._visited.clear()
         for volume in summary.volumes:
             if volume.id == volume_id:
                 return volume_map.read_tree(volume.map_root, volume.length, self._load, volume_id)
@@ -129,7 +136,9 @@ class MapReader:
         )
         opener = Opener(self._keys.map_key(header.session), self._identifier)
         blob = backend.get_range(name, place.offset, place.length)
-        return opener.open(identity, place.plain, place.codec, blob)
+        node = opener.open(identity, place.plain, place.codec, blob)
+        self._visited.add(name)
+        return node
 
 
 @dataclass(slots=True)
