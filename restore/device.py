@@ -1,0 +1,273 @@
+"""An opened target: exact writes, zeros, flushes that stay ahead of memory, honest read-back.
+
+All offsets and lengths are bytes on the target. Every failure names the target and the place.
+"""
+
+import errno
+import fcntl
+import os
+import struct
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from types import TracebackType
+from typing import Final, Self
+
+from imager.errors import TargetError, TargetInUse, VerificationFailed, WriteFailed
+from imager.units import GIB, MIB
+from restore.plan import Target, TargetKind
+
+# Numbers of ioctls in <linux/fs.h>.
+_BLKRRPART: Final = 0x125F
+_BLKDISCARD: Final = 0x1277
+_BLKZEROOUT: Final = 0x127F
+_RANGE: Final = struct.Struct("=QQ")  # offset and length, as the last two take them
+
+_ZEROS: Final = bytes(MIB)
+# Below this, zeros through the page cache are cheaper than a command to the disk that waits.
+_LEAST_ZEROOUT: Final = 4 * MIB
+_MOST_AT_ONCE: Final = GIB  # of one discard or zero-out, so that a stop request is heard
+_FLUSH_EVERY: Final = 128 * MIB
+
+
+class OpenTarget:
+    """A target that is open for writing, for this process alone as far as the kernel can tell.
+
+    Writes go through the page cache and are flushed behind the writer, so that dirty memory stays
+    below a few hundred MiB and a failing disk is noticed soon. Use as a context manager. Only one
+    thread may write; `read` may be called from any thread.
+    """
+
+    def __init__(self, target: Target) -> None:
+        """Open the target; a new file must have been made before (`make_file`).
+
+        Raises:
+            TargetInUse: someone mounted or claimed it since the plan was made.
+            TargetError: it can't be opened, or is not of the planned size any more.
+        """
+        self._target = target
+        self._is_device = target.kind is TargetKind.DEVICE
+        flags = os.O_RDWR | os.O_CLOEXEC
+        try:
+            self._fd = os.open(target.path, flags | (os.O_EXCL if self._is_device else 0))
+        except OSError as error:
+            kind = TargetInUse if self._is_device and error.errno == errno.EBUSY else TargetError
+            raise kind(f"{target.path} can't be opened for writing: {error.strerror}") from error
+        self._unflushed = 0
+        self._flusher = ThreadPoolExecutor(1, thread_name_prefix="flush")
+        self._flush: Future[None] | None = None
+        size = os.lseek(self._fd, 0, os.SEEK_END)
+        if size != target.size:
+            self.close()
+            raise TargetError(
+                f"{target.path} has {size} bytes now, and had {target.size} when the plan was made"
+            )
+        # udev leaves a device alone while somebody holds this lock.
+        with suppress(OSError):
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def target(self) -> Target:
+        """What is open here."""
+        return self._target
+
+    def close(self) -> None:
+        """Close it; what was not flushed is written by the kernel some time."""
+        self._flusher.shutdown(cancel_futures=True)
+        os.close(self._fd)
+
+    def write(self, offset: int, data: bytes | memoryview) -> None:
+        """Write all of `data` at `offset`.
+
+        Raises:
+            WriteFailed: the target refused, now or for something written shortly before.
+        """
+        view = memoryview(data)
+        position = 0
+        try:
+            while position < len(view):
+                position += os.pwrite(self._fd, view[position:], offset + position)
+        except OSError as error:
+            raise self._failed(error, offset + position, len(view) - position) from error
+        self._unflushed += len(view)
+        if self._unflushed >= _FLUSH_EVERY:
+            self._flush_behind(offset)
+
+    def zero(self, offset: int, length: int) -> None:
+        """Make a range read as zeros. A file is emptied before, so there is nothing to do.
+
+        Raises:
+            WriteFailed: as for `write`.
+        """
+        if not self._is_device:
+            return
+        while length:
+            part = min(length, _MOST_AT_ONCE)
+            if part < _LEAST_ZEROOUT or not self._range(_BLKZEROOUT, offset, part):
+                self._write_zeros(offset, part)
+            offset += part
+            length -= part
+
+    def overwrite_with_zeros(self, offset: int, length: int) -> None:
+        """Write zeros, also over what a file has held since it was emptied.
+
+        Raises:
+            WriteFailed: as for `write`.
+        """
+        self._write_zeros(offset, length)
+
+    def discard(self, offset: int, length: int) -> bool:
+        """Tell a device that a range is not needed; return whether it took that.
+
+        What the range reads as afterwards is not known.
+        """
+        while length:
+            part = min(length, _MOST_AT_ONCE)
+            if not self._range(_BLKDISCARD, offset, part):
+                return False
+            offset += part
+            length -= part
+        return True
+
+    def empty(self) -> None:
+        """Make a file one hole of its size: all of it reads as zeros and takes no room.
+
+        Raises:
+            WriteFailed: the filesystem refused.
+        """
+        try:
+            os.ftruncate(self._fd, 0)
+            os.ftruncate(self._fd, self._target.size)
+        except OSError as error:
+            raise self._failed(error, 0, self._target.size) from error
+
+    def flush(self) -> None:
+        """Wait until everything written is on stable storage.
+
+        Raises:
+            WriteFailed: some of it could not be written.
+        """
+        self._wait_for_flush()
+        self._unflushed = 0
+        self._sync(self._target.size)
+
+    def forget(self) -> None:
+        """Drop what the kernel caches of the target, so that `read` asks the disk itself."""
+        os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Read exactly `length` bytes at `offset`.
+
+        Raises:
+            VerificationFailed: the target gives a read error, or ends before.
+        """
+        parts: list[bytes] = []
+        position, end = offset, offset + length
+        while position < end:
+            try:
+                part = os.pread(self._fd, end - position, position)
+            except OSError as error:
+                raise VerificationFailed(
+                    f"{self._target.path} can't be read back at byte {position}: {error.strerror}"
+                ) from error
+            if not part:
+                raise VerificationFailed(f"{self._target.path} ends at byte {position}")
+            parts.append(part)
+            position += len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def forget_partitions(self) -> None:
+        """Let the kernel drop the partitions of the erased table, so that nothing probes them.
+
+        Best effort: a file has none, and when one is in use, `reread_table` will say so.
+        """
+        with suppress(OSError):
+            fcntl.ioctl(self._fd, _BLKRRPART)
+
+    def reread_table(self) -> None:
+        """Let the kernel read the partition table of a device.
+
+        Raises:
+            TargetInUse: the kernel refuses, since a partition is in use.
+        """
+        try:
+            fcntl.ioctl(self._fd, _BLKRRPART)
+        except OSError as error:
+            raise TargetInUse(
+                f"the kernel does not read the new partition table of {self._target.path}: "
+                f"{error.strerror}",
+                hint="The disk is written; start the machine from it.",
+            ) from error
+
+    def _range(self, request: int, offset: int, length: int) -> bool:
+        """Ask a device for something on a range; False when it can't, or not at this place."""
+        try:
+            fcntl.ioctl(self._fd, request, _RANGE.pack(offset, length))
+        except OSError:
+            return False
+        return True
+
+    def _write_zeros(self, offset: int, length: int) -> None:
+        zeros = memoryview(_ZEROS)
+        while length:
+            part = min(length, len(zeros))
+            self.write(offset, zeros[:part])
+            offset += part
+            length -= part
+
+    def _flush_behind(self, offset: int) -> None:
+        """Start a flush, after the one before is done: at most two intervals are in memory."""
+        self._wait_for_flush()
+        self._unflushed = 0
+        self._flush = self._flusher.submit(self._sync, offset)
+
+    def _wait_for_flush(self) -> None:
+        flush, self._flush = self._flush, None
+        if flush is not None:
+            flush.result()
+
+    def _sync(self, offset: int) -> None:
+        try:
+            os.fdatasync(self._fd)
+        except OSError as error:
+            raise WriteFailed(
+                f"{self._target.path} ({self._target.disk}) failed to store what was written, "
+                f"last at byte {offset}: {error.strerror}"
+            ) from error
+
+    def _failed(self, error: OSError, offset: int, length: int) -> WriteFailed:
+        return WriteFailed(
+            f"writing {length} bytes at byte {offset} of {self._target.path} "
+            f"({self._target.disk}) failed: {error.strerror}"
+        )
+
+
+def make_file(target: Target) -> None:
+    """Make a new target file, sparse, readable by its owner only.
+
+    Raises:
+        TargetError: something of that name exists since the plan was made, or it can't be made.
+    """
+    try:
+        fd = os.open(target.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise TargetError(f"{target.path} can't be made: {error.strerror}") from error
+    try:
+        os.ftruncate(fd, target.size)
+    except OSError as error:
+        target.path.unlink()
+        raise WriteFailed(
+            f"{target.path} can't be given {target.size} bytes: {error.strerror}"
+        ) from error
+    finally:
+        os.close(fd)

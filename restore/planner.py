@@ -1,0 +1,316 @@
+"""Machine + matched disks + maps of the image → `Plan`. Decides everything, writes nothing."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Final
+
+from imager.errors import ObjectDamaged, TargetError
+from imager.layout.disk import Disk, Volume, VolumeRole
+from imager.layout.firmware import BootEntry, FirmwareKind
+from imager.layout.machine import Machine
+from imager.layout.partition_table import Partition, TableKind
+from restore.match import Match, describe
+from restore.plan import (
+    EFI_SUFFIXES,
+    CheckTable,
+    DiscardDisk,
+    EmptyFile,
+    EnsureFallbackLoader,
+    Esp,
+    LogToEsp,
+    MakeFile,
+    Phase,
+    Plan,
+    RelocateBackupGpt,
+    RereadTable,
+    SetBootEntries,
+    Step,
+    Target,
+    TargetKind,
+    VerifyVolume,
+    WipeSignatures,
+    WriteVolume,
+)
+from restore.runs import EDGE, Image, take_apart
+
+_ESP_TYPE: Final = "C12A7328-F81F-11D2-BA4B-00A0C93EC93B"
+
+_PHASES: Final = {
+    VolumeRole.PARTITION: Phase.CONTENT,
+    VolumeRole.WHOLE_DISK: Phase.CONTENT,
+    VolumeRole.GAP: Phase.TABLES,
+    VolumeRole.BOOT_AREA: Phase.BOOT,
+}
+_ROLE_WORDS: Final = {
+    VolumeRole.PARTITION: "no known filesystem",
+    VolumeRole.WHOLE_DISK: "disk without a table",
+    VolumeRole.GAP: "between partitions",
+    VolumeRole.BOOT_AREA: "table and boot code",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What a person decided.
+
+    Attributes:
+        verify: read everything back.
+        boot_entries: set boot entries in the firmware of the machine that this runs on.
+        log_to_esp: leave the log on the restored machine.
+    """
+
+    verify: bool = True
+    boot_entries: bool = False
+    log_to_esp: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What the system that runs the restore can do.
+
+    Attributes:
+        uefi: it was started by UEFI firmware, whose boot entries it can reach.
+        discards: devices that accept discards.
+    """
+
+    uefi: bool = False
+    discards: frozenset[Path] = frozenset()
+
+
+def make_plan(
+    image: Image,
+    matches: Sequence[Match],
+    *,
+    reference: str,
+    taken: str,
+    wishes: Wishes,
+    surroundings: Surroundings,
+) -> Plan:
+    """Return the plan that turns the matched disks into the machine of the image.
+
+    Args:
+        image: the opened image; its maps are read, its chunks are not.
+        matches: a target for every disk of the machine.
+        reference: what the image is called, for people.
+        taken: when it was taken, for people.
+        wishes: what was asked for.
+        surroundings: what this system can do.
+
+    Raises:
+        ObjectDamaged: the layout contradicts itself.
+        TargetError: the backup GPT can't be moved on this target.
+    """
+    machine = image.machine
+    targets = {match.saved.id: _target(match) for match in matches}
+    writes: list[WriteVolume] = []
+    for disk in machine.disks:
+        _check_layout(disk)
+        writes.extend(_write(image, targets[disk.id], volume) for volume in disk.volumes)
+    steps: list[Step] = []
+    for target in targets.values():
+        steps.extend(_clean(target, surroundings))
+    for phase in Phase:
+        group = [write for write in writes if write.phase is phase]
+        steps.extend(group)
+        if wishes.verify:
+            steps.extend(
+                VerifyVolume(
+                    write.target,
+                    write.volume,
+                    write.phase,
+                    write.offset,
+                    write.length,
+                    write.written,
+                )
+                for write in group
+            )
+    for disk in machine.disks:
+        steps.extend(_finish_table(disk, targets[disk.id]))
+    boot_steps, notes = _boot(machine, targets, wishes, surroundings)
+    return Plan(
+        machine=machine.name,
+        machine_id=machine.id,
+        image=reference,
+        taken=taken,
+        targets=tuple(targets.values()),
+        steps=(*steps, *boot_steps),
+        notes=notes,
+    )
+
+
+def _target(match: Match) -> Target:
+    disk, saved = match.target, match.saved
+    if match.is_new:
+        kind = TargetKind.NEW_FILE
+    else:
+        kind = TargetKind.DEVICE if disk.is_device else TargetKind.FILE
+    return Target(
+        disk=saved.id,
+        path=disk.path,
+        kind=kind,
+        size=disk.identity.size,
+        saved_size=saved.identity.size,
+        logical_sector=saved.identity.logical_sector,
+        model=disk.identity.model,
+        serial=disk.identity.serial,
+        saved=f"{saved.id}, saved from {describe(Path(saved.origin), saved.identity)}",
+        basis=match.basis,
+    )
+
+
+def _check_layout(disk: Disk) -> None:
+    """Refuse volumes outside of the disk or over each other: they would write where they may not."""
+    for volume in disk.volumes:
+        if volume.length <= 0 or volume.offset < 0 or volume.end > disk.identity.size:
+            raise ObjectDamaged(
+                f"the layout of this image is wrong: {volume.id} is outside of its disk"
+            )
+    for before, after in pairwise(disk.volumes):
+        if after.offset < before.end:
+            raise ObjectDamaged(
+                f"the layout of this image is wrong: {after.id} overlaps {before.id}"
+            )
+
+
+def _write(image: Image, target: Target, volume: Volume) -> WriteVolume:
+    runs = take_apart(image.map(volume.id), volume)
+    content = _ROLE_WORDS[volume.role]
+    if volume.filesystem is not None:
+        label = f' "{volume.filesystem.label}"' if volume.filesystem.label else ""
+        content = volume.filesystem.type + label
+    return WriteVolume(
+        target=target,
+        volume=volume.id,
+        phase=_PHASES[volume.role],
+        role=volume.role,
+        content=content,
+        offset=volume.offset,
+        length=volume.length,
+        data=runs.data,
+        zeros=int(runs.zeros[:, 1].sum()),
+        cleared=int(runs.cleared[:, 1].sum()),
+    )
+
+
+def _clean(target: Target, surroundings: Surroundings) -> Iterator[Step]:
+    """Make sure that nothing of the old content can be taken for the new machine's.
+
+    A file becomes one hole. On a device both ends are zeroed (tables, RAID and LVM labels of the
+    whole disk), free space near the ends of each volume is zeroed with the volume, and what lies
+    between is unreachable through any table; it is discarded where the device can do that.
+    """
+    if target.kind is TargetKind.NEW_FILE:
+        yield MakeFile(target)
+        return
+    if target.kind is TargetKind.FILE:
+        yield EmptyFile(target)
+        return
+    head = min(EDGE, target.size)
+    tail = min(EDGE, target.size - head)
+    yield WipeSignatures(target, head, tail)
+    middle = target.size - head - tail
+    if middle and target.path in surroundings.discards:
+        yield DiscardDisk(target, head, middle)
+
+
+def _finish_table(disk: Disk, target: Target) -> Iterator[Step]:
+    if disk.table is not None and disk.table.kind is TableKind.GPT:
+        larger = target.size > target.saved_size
+        if larger and target.kind is not TargetKind.DEVICE and target.logical_sector != 512:
+            raise TargetError(
+                f"{target.path} is larger than {disk.id}, which has sectors of "
+                f"{target.logical_sector} bytes: in a file its backup GPT can't be moved to the end",
+                hint="Name a file that does not exist yet, or one of exactly "
+                f"{target.saved_size} bytes; nothing was written.",
+            )
+        if larger:
+            yield RelocateBackupGpt(target)
+    if target.kind is TargetKind.DEVICE:
+        yield RereadTable(target)
+    if disk.table is not None:
+        yield CheckTable(target, disk.table)
+
+
+def _boot(
+    machine: Machine, targets: dict[str, Target], wishes: Wishes, surroundings: Surroundings
+) -> tuple[tuple[Step, ...], tuple[str, ...]]:
+    """Return the steps that make firmware find the machine, and what can't be done about it."""
+    if machine.firmware.kind is not FirmwareKind.UEFI:
+        no_esp = "--log-to-esp has no effect: this machine has no EFI system partition."
+        return (), (no_esp,) if wishes.log_to_esp else ()
+    esps = tuple(
+        Esp(targets[disk.id], part.number, (part.uuid or "").upper(), part.offset, part.length)
+        for disk in machine.disks
+        for part in _esp_partitions(disk)
+    )
+    uuids = {esp.uuid for esp in esps}
+    entries = tuple(
+        entry for entry in machine.firmware.boot_entries if entry.partition_uuid.upper() in uuids
+    )
+    if not esps:
+        return (), ("This UEFI machine has no EFI system partition on its saved disks.",)
+    steps: list[Step] = []
+    notes: list[str] = []
+    if machine.architecture in EFI_SUFFIXES:
+        steps.extend(_fallbacks(machine.architecture, esps, entries))
+    reason = _why_no_entries(esps, wishes, surroundings)
+    if reason is not None:
+        notes.append(reason)
+    else:
+        steps.append(SetBootEntries(entries, esps, machine.architecture))
+        lost = [entry.label for entry in machine.firmware.boot_entries if entry not in entries]
+        if lost:
+            notes.append(
+                "These saved boot entries start from disks that are not in the image and are not "
+                f"made again: {', '.join(lost)}."
+            )
+    if wishes.log_to_esp:
+        steps.append(LogToEsp(esps[0]))
+    return tuple(steps), tuple(notes)
+
+
+def _esp_partitions(disk: Disk) -> Iterator[Partition]:
+    if disk.table is None or disk.table.kind is not TableKind.GPT:
+        return
+    for part in disk.table.partitions:
+        if part.type.upper() == _ESP_TYPE:
+            yield part
+
+
+def _fallbacks(
+    architecture: str, esps: tuple[Esp, ...], entries: tuple[BootEntry, ...]
+) -> Iterator[EnsureFallbackLoader]:
+    started = {entry.partition_uuid.upper() for entry in entries}
+    for esp in esps:
+        if started and esp.uuid not in started:
+            continue
+        directories = (
+            _efi_directory(entry) for entry in entries if entry.partition_uuid.upper() == esp.uuid
+        )
+        preferred = next((name for name in directories if name is not None), None)
+        yield EnsureFallbackLoader(esp, architecture, preferred)
+
+
+def _efi_directory(entry: BootEntry) -> str | None:
+    r"""Return NAME of a loader \EFI\NAME\FILE."""
+    parts = entry.loader.strip("\\").split("\\")
+    return parts[1] if len(parts) == 3 and parts[0].upper() == "EFI" else None
+
+
+def _why_no_entries(
+    esps: tuple[Esp, ...], wishes: Wishes, surroundings: Surroundings
+) -> str | None:
+    fallback = "The machine will start through its fall-back loader."
+    if any(esp.target.kind is not TargetKind.DEVICE for esp in esps):
+        return f"The target is a file: no firmware's boot entries are touched. {fallback}"
+    if not wishes.boot_entries:
+        return f"The boot entries of this machine's firmware are left alone. {fallback}"
+    if not surroundings.uefi:
+        return (
+            "This system was started in BIOS mode and can't set the boot entry of a UEFI "
+            f"machine. {fallback} If it does not: start the medium in UEFI mode and restore "
+            "again, or add the entry in the firmware's menu."
+        )
+    return None

@@ -1,0 +1,88 @@
+"""What is left to do for a partition table when its bytes are on the target.
+
+They come with the boot areas and gaps, exactly as they were. What remains is the backup GPT of a
+larger disk, and to look whether everybody now sees the saved table.
+"""
+
+from contextlib import suppress
+from pathlib import Path
+
+from imager import process
+from imager.blockdev import open_disk
+from imager.errors import ProgramMissing, RemetalError, VerificationFailed
+from imager.layout.partition_table import PartitionTable, TableKind
+from imager.probe.partition_table import read_table
+from restore.device import OpenTarget
+
+# Of a backup GPT: 128 entries of 128 bytes, and the header in one sector.
+_ENTRIES_SIZE = 128 * 128
+
+
+def relocate_backup_gpt(opened: OpenTarget) -> None:
+    """Move the backup GPT to the end of a disk that is larger than the saved one.
+
+    sfdisk writes the header and entries there, and corrects the last usable sector and the
+    protective MBR (sgdisk -e would round the last usable sector down to its own alignment). It
+    leaves the old backup behind, which is then overwritten with zeros.
+
+    Raises:
+        ProgramError: sfdisk finds no table it can work on.
+        WriteFailed: the target refused.
+    """
+    target = opened.target
+    # Not "--lock": this process holds the lock. The kernel is told in a step of its own.
+    process.run(
+        "sfdisk",
+        "--no-reread",
+        "--no-tell-kernel",
+        "--relocate",
+        "gpt-bak-std",
+        target.path,
+    )
+    end_of_new = target.size - _ENTRIES_SIZE - target.logical_sector
+    start = target.saved_size - _ENTRIES_SIZE - target.logical_sector
+    opened.overwrite_with_zeros(start, min(target.saved_size, end_of_new) - start)
+    opened.flush()
+
+
+def check_table(opened: OpenTarget, expected: PartitionTable) -> None:
+    """Read the table from the target and compare it with the saved layout.
+
+    Raises:
+        VerificationFailed: it is another one, or can't be read.
+    """
+    target = opened.target
+    opened.forget()
+    try:
+        found = _read(target.path, target.size, target.logical_sector, expected)
+    except RemetalError as error:
+        raise VerificationFailed(
+            f"the partition table of {target.path} can't be read back: {error.message}"
+        ) from error
+    if found != expected:
+        raise VerificationFailed(
+            f"the partition table of {target.path} ({target.disk}) is not the saved one: "
+            + _difference(expected, found)
+        )
+
+
+def settle() -> None:
+    """Wait until udev has looked at what changed; without udev there is nothing to wait for."""
+    with suppress(ProgramMissing):
+        process.run("udevadm", "settle", "--timeout=30", accept=(0, 1))
+
+
+def _read(path: Path, size: int, sector: int, expected: PartitionTable) -> PartitionTable | None:
+    signature = "dos" if expected.kind is TableKind.MBR else "gpt"
+    with open_disk(path) as fd:
+        found = read_table(path, fd, size, sector, signature=signature)
+    return None if found is None else found.table
+
+
+def _difference(expected: PartitionTable, found: PartitionTable | None) -> str:
+    if found is None:
+        return "there is none"
+    if (expected.kind, expected.id) != (found.kind, found.id):
+        return f"{found.kind} {found.id} instead of {expected.kind} {expected.id}"
+    numbers = sorted({part.number for part in {*expected.partitions} ^ {*found.partitions}})
+    return "partitions differ: " + ", ".join(map(str, numbers))

@@ -1,0 +1,105 @@
+"""Volume maps as arrays: which bytes come from the image, which are zero, which do not matter.
+
+A volume map is a structured array of runs (`RUN`) in the order of the volume. Here it becomes
+plain arrays of offsets that the planner sums up, and that writing and verifying both follow: what
+is verified is by construction what was written.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from imager.errors import ObjectDamaged
+from imager.layout.disk import Volume
+from imager.layout.machine import Machine
+from imager.units import MIB
+
+RUN: Final = np.dtype([("length", "<u8"), ("id", "V32")])
+
+# Free space this near to an end of a volume is zeroed. Signatures that could be taken for the new
+# content's lie at the ends: most in the first and last 64 KiB, VMFS from 1 MiB on, LUKS2 copies of
+# its header up to 4 MiB, Promise RAID 1.5 MiB before the end.
+EDGE: Final = 8 * MIB
+
+Offsets = NDArray[np.uint64]
+
+
+class Image(Protocol):
+    """What a restore needs of an opened image; `imager.repository` provides it."""
+
+    @property
+    def machine(self) -> Machine:
+        """The saved machine."""
+
+    def map(self, volume_id: str) -> NDArray[np.void]:
+        """Return the runs of a volume, of dtype `RUN`."""
+
+    def chunks(self, ids: Sequence[bytes]) -> Iterator[tuple[bytes, bytes]]:
+        """Yield each id once with its verified plaintext, in the order of storage."""
+
+    def identify(self, data: bytes | memoryview) -> bytes:
+        """Return the id that this plaintext has."""
+
+
+@dataclass(frozen=True, slots=True)
+class Runs:
+    """A volume map taken apart. Offsets are bytes from the start of the volume, ascending.
+
+    Attributes:
+        data_offsets: where each run from the image begins; shape (n,).
+        data_lengths: bytes of each; shape (n,).
+        data_ids: as four 64-bit words each; shape (n, 4).
+        zeros: (offset, length) of ranges that must read as zeros; shape (m, 2).
+        cleared: (offset, length) of free ranges near the ends, zeroed as well; shape (k, 2).
+    """
+
+    data_offsets: Offsets
+    data_lengths: Offsets
+    data_ids: Offsets
+    zeros: Offsets
+    cleared: Offsets
+
+    @property
+    def data(self) -> int:
+        """Bytes from the image."""
+        return int(self.data_lengths.sum())
+
+
+def take_apart(runs: NDArray[np.void], volume: Volume) -> Runs:
+    """Return what to do with each byte of a volume.
+
+    Raises:
+        ObjectDamaged: the runs do not add up to the volume.
+    """
+    lengths = np.ascontiguousarray(runs["length"]).astype(np.uint64)
+    # Summed as Python integers would be slow; in floats first, so that no overflow goes unseen.
+    if float(lengths.sum(dtype=np.float64)) > 2.0**62 or int(lengths.sum()) != volume.length:
+        raise ObjectDamaged(f"the map of {volume.id} does not cover its {volume.length} bytes")
+    words = np.ascontiguousarray(runs["id"]).view("<u8").reshape(-1, 4)
+    offsets = np.cumsum(lengths, dtype=np.uint64) - lengths
+    zero = (words == 0).all(axis=1)
+    free = (words == np.uint64(2**64 - 1)).all(axis=1)
+    data = ~(zero | free)
+    return Runs(
+        data_offsets=offsets[data],
+        data_lengths=lengths[data],
+        data_ids=words[data],
+        zeros=np.stack([offsets[zero], lengths[zero]], axis=1),
+        cleared=_near_ends(offsets[free], lengths[free], volume.length),
+    )
+
+
+def _near_ends(offsets: Offsets, lengths: Offsets, size: int) -> Offsets:
+    """Cut ranges down to what lies within `EDGE` bytes of an end."""
+    ends = offsets + lengths
+    windows = [(0, min(EDGE, size)), (max(EDGE, size - EDGE), size)]
+    parts = []
+    for low, high in windows:
+        starts = np.maximum(offsets, np.uint64(low))
+        stops = np.minimum(ends, np.uint64(high))
+        inside = starts < stops
+        parts.append(np.stack([starts[inside], stops[inside] - starts[inside]], axis=1))
+    return np.concatenate(parts)

@@ -1,0 +1,290 @@
+"""The rules of matching, as tables: saved disks and disks that are here → who takes whom."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from memory_image import disk, machine
+
+from imager.blockdev import BlockDisk, Usage, UsageKind
+from imager.errors import (
+    AmbiguousTarget,
+    ForbiddenTarget,
+    NoTarget,
+    RemetalError,
+    TargetError,
+    TargetInUse,
+    TargetTooSmall,
+    UsageError,
+)
+from imager.layout.disk import DiskIdentity
+from restore.match import Basis, NewFile, Survey, match, parse_map
+
+MIB = 1 << 20
+
+
+def here(
+    name: str,
+    size: int = 64 * MIB,
+    *,
+    usage: tuple[Usage, ...] = (),
+    read_only: bool = False,
+    removable: bool = False,
+    **identity: object,
+) -> BlockDisk:
+    return BlockDisk(
+        path=Path("/dev") / name,
+        identity=replace(DiskIdentity(size=size, logical_sector=512), **identity),
+        usage=usage,
+        read_only=read_only,
+        removable=removable,
+        is_device=True,
+    )
+
+
+def survey(*disks: BlockDisk, named=None, forbidden=None) -> Survey:
+    return Survey(disks, named or {}, {Path(k): v for k, v in (forbidden or {}).items()})
+
+
+MOUNTED = (Usage(UsageKind.MOUNT, Path("/dev/sdb1"), "/srv", read_only=False),)
+A = {"wwn": "0xa", "serial": "SA", "model": "M"}
+B = {"wwn": "0xb", "serial": "SB", "model": "M"}
+
+
+@pytest.mark.parametrize(
+    ("saved", "disks", "expected"),
+    [
+        pytest.param(
+            [disk(**A)],
+            [here("sda"), here("sdb", 80 * MIB, wwn="0xa")],
+            [("sdb", Basis.WWN)],
+            id="the WWN beats an equal size",
+        ),
+        pytest.param(
+            [disk(**A)],
+            [here("sda", serial="SA", model="M"), here("sdb")],
+            [("sda", Basis.SERIAL)],
+            id="serial and model",
+        ),
+        pytest.param(
+            [disk(serial="SA")],
+            [here("sda", serial="SA", model="M"), here("sdb")],
+            [("sda", Basis.SERIAL_ONLY)],
+            id="serial where the image knows no model",
+        ),
+        pytest.param(
+            [disk(serial="SA", model="M")],
+            [here("sda", serial="SA", model="other"), here("sdb", 99 * MIB)],
+            [("sda", Basis.SIZE)],
+            id="one serial on two models is chance; only the size speaks for it",
+        ),
+        pytest.param(
+            [disk("disk0", **A), disk("disk1", **B)],
+            [here("sda", **B), here("sdb", **A)],
+            [("sdb", Basis.WWN), ("sda", Basis.WWN)],
+            id="the kernel's names have changed places",
+        ),
+        pytest.param(
+            [disk()],
+            [here("sda", 80 * MIB), here("sdb"), here("sdc", 32 * MIB)],
+            [("sdb", Basis.SIZE)],
+            id="exactly the same size",
+        ),
+        pytest.param(
+            [disk("disk0", **A), disk("disk1", 32 * MIB)],
+            [here("sda", 100 * MIB), here("sdb", **A)],
+            [("sdb", Basis.WWN), ("sda", Basis.ONLY_ONE)],
+            id="what is left over is large enough",
+        ),
+        pytest.param(
+            [disk()],
+            [here("sda", usage=MOUNTED), here("sdb", removable=True), here("sdc")],
+            [("sdc", Basis.SIZE)],
+            id="size passes over disks in use and sticks",
+        ),
+        pytest.param(
+            [disk()],
+            [here("sda", logical_sector=4096), here("sdb", read_only=True), here("sdc", 70 * MIB)],
+            [("sdc", Basis.ONLY_ONE)],
+            id="size passes over other sector sizes and read-only disks",
+        ),
+        pytest.param(
+            [disk(transport="usb")],
+            [here("sda", transport="usb", removable=True)],
+            [("sda", Basis.SIZE)],
+            id="a stick was saved, a stick is taken",
+        ),
+    ],
+)
+def test_who_takes_whom(saved, disks, expected):
+    found = match(machine(*saved), survey(*disks))
+    assert [(item.target.path.name, item.basis) for item in found] == expected
+    assert [item.saved.id for item in found] == [item.id for item in saved]
+
+
+@pytest.mark.parametrize(
+    ("saved", "surveyed", "error", "words"),
+    [
+        pytest.param(
+            [disk()],
+            survey(here("sda", serial="S1"), here("sdb", serial="S2")),
+            AmbiguousTarget,
+            ["/dev/sda", "serial S1", "/dev/sdb", "serial S2", "disk0"],
+            id="two of the same size",
+        ),
+        pytest.param(
+            [disk()],
+            survey(here("sda", 70 * MIB), here("sdb", 80 * MIB)),
+            AmbiguousTarget,
+            ["/dev/sda", "/dev/sdb"],
+            id="two that are larger: none is taken for being nearer",
+        ),
+        pytest.param(
+            [disk("disk0"), disk("disk1")],
+            survey(here("sda"), here("sdb", 10 * MIB)),
+            AmbiguousTarget,
+            ["disk0 and disk1", "/dev/sda"],
+            id="two saved disks, one fits both",
+        ),
+        pytest.param(
+            [disk(**A)],
+            survey(here("sda", wwn="0xa"), here("sdb", wwn="0xa")),
+            AmbiguousTarget,
+            ["same WWN"],
+            id="two paths to one disk",
+        ),
+        pytest.param([disk()], survey(), NoTarget, ["disk0"], id="no disk at all"),
+        pytest.param(
+            [disk()],
+            survey(here("sda", 10 * MIB), here("sdb", usage=MOUNTED)),
+            NoTarget,
+            ["too small", "mounted"],
+            id="each unfit for its own reason",
+        ),
+        pytest.param(
+            [disk()],
+            survey(here("sda", 63 * MIB)),
+            TargetTooSmall,
+            ["1048576 bytes too small"],
+            id="one disk, too small",
+        ),  # fmt: skip
+        pytest.param(
+            [disk(**A)],
+            survey(here("sda", usage=MOUNTED, **A), here("sdb")),
+            TargetInUse,
+            ["/dev/sda", "/srv"],
+            id="the disk itself is in use: no other is taken instead",
+        ),
+        pytest.param(
+            [disk(**A)],
+            survey(here("sda", **A), here("sdb"), forbidden={"/dev/sda": "holds the repository"}),
+            ForbiddenTarget,
+            ["/dev/sda", "holds the repository"],
+            id="the disk itself holds the repository",
+        ),
+        pytest.param(
+            [disk()],
+            survey(here("sda"), forbidden={"/dev/sda": "runs this system"}),
+            ForbiddenTarget,
+            ["runs this system"],
+            id="the only disk runs this system",
+        ),
+        pytest.param(
+            [disk()],
+            survey(here("sda", removable=True)),
+            ForbiddenTarget,
+            ["removable"],
+            id="only a stick",
+        ),
+        pytest.param(
+            [disk(**A)],
+            survey(here("sda", logical_sector=4096, **A)),
+            TargetError,
+            ["sectors of 4096"],
+            id="the same disk, formatted to other sectors",
+        ),  # fmt: skip
+        pytest.param(
+            [disk()],
+            survey(named={"disk0": here("sda", 63 * MIB)}),
+            TargetTooSmall,
+            ["/dev/sda"],
+            id="named, too small",
+        ),
+        pytest.param(
+            [disk()],
+            survey(named={"disk0": here("sda", usage=MOUNTED)}),
+            TargetInUse,
+            ["/dev/sda"],
+            id="named, in use",
+        ),
+        pytest.param(
+            [disk()],
+            survey(named={"disk0": here("sda", read_only=True)}),
+            TargetError,
+            ["read-only"],
+            id="named, read-only",
+        ),  # fmt: skip
+        pytest.param(
+            [disk("disk0"), disk("disk1")],
+            survey(named={"disk0": here("sda"), "disk1": here("sda")}),
+            TargetError,
+            ["both disk0 and disk1"],
+            id="one target twice",
+        ),
+        pytest.param(
+            [disk(serial="S")],
+            survey(named={"disk0": here("sda"), "S": here("sdb")}),
+            UsageError,
+            ["twice"],
+            id="one saved disk twice",
+        ),  # fmt: skip
+        pytest.param(
+            [disk()],
+            survey(named={"disk7": here("sda")}),
+            UsageError,
+            ["disk7"],
+            id="no such saved disk",
+        ),  # fmt: skip
+    ],
+)
+def test_refusals(saved, surveyed, error, words):
+    with pytest.raises(RemetalError) as caught:
+        match(machine(*saved), surveyed)
+    assert type(caught.value) is error
+    assert caught.value.hint
+    for word in words:
+        assert word in caught.value.message
+
+
+def test_named_goes_first_and_by_serial():
+    saved = [disk("disk0", **A), disk("disk1", **B)]
+    found = match(machine(*saved), survey(here("sda", **A), here("sdb"), named={"SB": here("sda", **A)}))  # fmt: skip
+    assert [(item.target.path.name, item.basis) for item in found] == [
+        ("sdb", Basis.SIZE),
+        ("sda", Basis.NAMED),
+    ]
+
+
+def test_a_stick_is_taken_when_it_is_named():
+    found = match(machine(disk()), survey(named={"disk0": here("sda", removable=True)}))
+    assert found[0].target.path == Path("/dev/sda")
+
+
+def test_a_new_file_gets_the_saved_size_and_sector():
+    saved = disk(logical_sector=4096)
+    (found,) = match(machine(saved), survey(named={"disk0": NewFile(Path("/srv/a.raw"))}))
+    assert found.is_new
+    assert found.target.identity == DiskIdentity(size=64 * MIB, logical_sector=4096)
+
+
+def test_parse_map():
+    assert parse_map(["disk0=/dev/sdb", "S=a=b"]) == {
+        "disk0": Path("/dev/sdb"),
+        "S": Path("a=b"),
+    }
+
+
+@pytest.mark.parametrize("values", [["disk0"], ["=x"], ["disk0="], ["a=1", "a=2"]])
+def test_parse_map_refuses(values):
+    with pytest.raises(UsageError):
+        parse_map(values)

@@ -1,0 +1,258 @@
+"""Plans as a person reads them, and what the planner refuses."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from memory_image import disk, ext4, image_of, machine
+
+from imager.blockdev import BlockDisk
+from imager.errors import ObjectDamaged, TargetError
+from imager.layout.disk import DiskIdentity, Volume, VolumeRole
+from imager.layout.filesystem import Filesystem
+from imager.layout.firmware import BootEntry, Firmware, FirmwareKind
+from imager.layout.partition_table import Partition, PartitionTable, TableKind
+from restore.match import Basis, Match
+from restore.plan import (
+    EmptyFile,
+    EnsureFallbackLoader,
+    LogToEsp,
+    MakeFile,
+    RelocateBackupGpt,
+    SetBootEntries,
+    VerifyVolume,
+    WriteVolume,
+)
+from restore.planner import Surroundings, Wishes, make_plan
+
+MIB = 1 << 20
+ESP_UUID = "AAAAAAAA-0000-4000-8000-000000000001"
+TABLE = PartitionTable(
+    TableKind.GPT,
+    "BBBBBBBB-0000-4000-8000-000000000002",
+    (
+        Partition(1, MIB, 16 * MIB, "C12A7328-F81F-11D2-BA4B-00A0C93EC93B", ESP_UUID),
+        Partition(2, 17 * MIB, 46 * MIB, "0FC63DAF-8483-4772-8E79-3D69D8477DE4", "C"),
+    ),
+)
+VOLUMES = (
+    Volume("disk0/boot-area", VolumeRole.BOOT_AREA, 0, MIB),
+    Volume("disk0/p1", VolumeRole.PARTITION, MIB, 16 * MIB, 1, Filesystem("vfat")),
+    Volume("disk0/p2", VolumeRole.PARTITION, 17 * MIB, 46 * MIB, 2, ext4("root")),
+    Volume("disk0/gap1", VolumeRole.GAP, 63 * MIB, MIB),
+)
+ENTRY = BootEntry("debian", ESP_UUID, "\\EFI\\debian\\shimx64.efi")
+UEFI = Firmware(FirmwareKind.UEFI, boot_entries=(ENTRY,))
+
+
+def saved_disk(**identity):
+    return replace(disk(size=64 * MIB, volumes=VOLUMES, **identity), table=TABLE)
+
+
+def image(firmware=UEFI, **identity):
+    half = 8 * MIB
+    return image_of(
+        machine(saved_disk(**identity), firmware=firmware),
+        {
+            "disk0/boot-area": [b"\x55" * 4096, ("zero", MIB - 4096)],
+            "disk0/p1": [b"e" * 4096, ("free", 16 * MIB - 4096)],
+            "disk0/p2": [b"x" * MIB, ("free", 40 * MIB), ("zero", MIB), ("free", 4 * MIB)],
+            "disk0/gap1": [("zero", half // 8 - 512), b"G" * 512],
+        },
+    )
+
+
+def plan_for(
+    made, *, size=64 * MIB, is_device=True, is_new=False, wishes=None, surroundings=None, **identity
+):
+    target = BlockDisk(
+        path=Path("/dev/vda" if is_device else "/srv/a.raw"),
+        identity=replace(
+            DiskIdentity(size=size, logical_sector=512, model="QEMU DISK", serial="S1"), **identity
+        ),
+        usage=(),
+        read_only=False,
+        removable=False,
+        is_device=is_device,
+    )
+    return make_plan(
+        made,
+        [Match(made.machine.disks[0], target, Basis.SIZE, is_new)],
+        reference="4f2a",
+        taken="2026-01-02T03:04:05Z",
+        wishes=wishes or Wishes(boot_entries=True),
+        surroundings=surroundings
+        or Surroundings(uefi=True, discards=frozenset({Path("/dev/vda")})),
+    )
+
+
+def kinds(plan):
+    return [type(step).__name__ for step in plan.steps]
+
+
+GOLDEN = """\
+Restore web1 (6e0f)
+from image 4f2a, taken 2026-01-02T03:04:05Z
+
+ALL DATA on these disks will be replaced:
+  /dev/vda: QEMU DISK, serial S1, 80.0 MiB (83886080 bytes)
+    takes disk0, saved from /dev/sda: 64.0 MiB (67108864 bytes)
+    chosen because: same size; its WWN and serial are not here
+
+Steps:
+  1. /dev/vda: erase the old table and signatures: zeros over bytes 0 to 8388607
+     and 75497472 to 83886079
+  2. /dev/vda: discard old content, bytes 8388608 to 75497471
+  3. /dev/vda: write disk0/p1 (vfat, 16.0 MiB) to bytes 1048576 to 17825791:
+     4096 data, 16773120 zeros, 0 free
+  4. /dev/vda: write disk0/p2 (ext4 "root", 46.0 MiB) to bytes 17825792 to
+     66060287: 1048576 data, 15728640 zeros, 31457280 free
+  5. /dev/vda: read back disk0/p1 and compare 16777216 bytes
+  6. /dev/vda: read back disk0/p2 and compare 16777216 bytes
+  7. /dev/vda: write disk0/gap1 (between partitions, 1.0 MiB) to bytes 66060288
+     to 67108863: 512 data, 1048064 zeros, 0 free
+  8. /dev/vda: read back disk0/gap1 and compare 1048576 bytes
+  9. /dev/vda: write disk0/boot-area (table and boot code, 1.0 MiB) to bytes 0
+     to 1048575: 4096 data, 1044480 zeros, 0 free
+ 10. /dev/vda: read back disk0/boot-area and compare 1048576 bytes
+ 11. /dev/vda: move the backup GPT from the end of the saved size (67108864) to
+     the end of the disk (83886080)
+ 12. /dev/vda: let the kernel read the new partition table
+ 13. /dev/vda: check that it has the saved GPT
+     BBBBBBBB-0000-4000-8000-000000000002 with 2 partitions
+ 14. /dev/vda: only if partition 1 has no \\EFI\\BOOT\\BOOTX64.EFI: copy the loader
+     there, from \\EFI\\debian
+ 15. firmware: boot entries first in order, made if missing, doubles removed:
+     "debian" = \\EFI\\debian\\shimx64.efi on partition 1 of /dev/vda
+
+Writes 34.0 MiB, of it 1.0 MiB from the image; reads 34.0 MiB back."""
+
+
+def test_a_whole_plan_as_a_person_reads_it():
+    plan = plan_for(image(), size=80 * MIB)
+    assert "\n".join(plan.lines()) == GOLDEN
+    assert all(line.isascii() and len(line) <= 80 for line in plan.lines())
+
+
+def test_free_space_is_cleared_only_near_the_ends_of_a_volume():
+    plan = plan_for(image())
+    (root,) = (s for s in plan.steps if isinstance(s, WriteVolume) and s.volume == "disk0/p2")
+    # 1 MiB data, then 40 MiB free of which 7 MiB are near the start and 3 MiB near the end
+    # (the last 8 MiB: 3 of this run, 1 zero, 4 of the last run).
+    assert (root.data, root.zeros, root.cleared) == (MIB, MIB, (7 + 3 + 4) * MIB)
+    assert root.written == 16 * MIB
+
+
+def test_boot_areas_and_tables_come_after_all_content_is_verified():
+    plan = plan_for(image())
+    order = [(s.name, s.volume) for s in plan.steps if isinstance(s, WriteVolume | VerifyVolume)]
+    assert order == [
+        ("write", "disk0/p1"),
+        ("write", "disk0/p2"),
+        ("verify", "disk0/p1"),
+        ("verify", "disk0/p2"),
+        ("write", "disk0/gap1"),
+        ("verify", "disk0/gap1"),
+        ("write", "disk0/boot-area"),
+        ("verify", "disk0/boot-area"),
+    ]
+
+
+def test_without_verification_nothing_is_read_back():
+    plan = plan_for(image(), wishes=Wishes(verify=False))
+    assert plan.verified == 0
+    assert not any(isinstance(step, VerifyVolume) for step in plan.steps)
+    assert plan.lines()[-1].endswith("no verification.")
+
+
+def test_the_same_size_needs_no_relocation():
+    assert "RelocateBackupGpt" not in kinds(plan_for(image()))
+
+
+@pytest.mark.parametrize(("is_new", "first"), [(True, MakeFile), (False, EmptyFile)])
+def test_a_file_is_made_or_emptied_and_no_firmware_is_touched(is_new, first):
+    plan = plan_for(image(), is_device=False, is_new=is_new)
+    assert type(plan.steps[0]) is first
+    assert not {"WipeSignatures", "DiscardDisk", "RereadTable", "SetBootEntries"} & {*kinds(plan)}
+    assert "EnsureFallbackLoader" in kinds(plan)
+    assert "The target is a file" in plan.notes[0]
+
+
+def test_a_disk_that_can_not_discard_is_not_asked_to():
+    assert "DiscardDisk" not in kinds(plan_for(image(), surroundings=Surroundings(uefi=True)))
+
+
+def test_bios_system_says_that_the_entry_can_not_be_set():
+    plan = plan_for(image(), surroundings=Surroundings(uefi=False))
+    assert "SetBootEntries" not in kinds(plan)
+    assert "EnsureFallbackLoader" in kinds(plan)
+    assert "BIOS mode" in plan.notes[0]
+
+
+def test_a_bios_machine_needs_nothing_of_it():
+    plan = plan_for(image(Firmware(FirmwareKind.BIOS)))
+    assert not {"SetBootEntries", "EnsureFallbackLoader"} & {*kinds(plan)}
+    assert plan.notes == ()
+
+
+def test_without_saved_entries_they_are_found_on_the_restored_partition():
+    plan = plan_for(image(Firmware(FirmwareKind.UEFI)))
+    (entries,) = (step for step in plan.steps if isinstance(step, SetBootEntries))
+    assert entries.entries == ()
+    assert [(esp.number, esp.uuid, esp.offset) for esp in entries.esps] == [(1, ESP_UUID, MIB)]
+    assert "for each loader found" in entries.describe()
+
+
+def test_entries_of_disks_that_are_not_in_the_image_are_named():
+    other = BootEntry("windows", "DDDDDDDD-0000-4000-8000-000000000009", "\\EFI\\x.efi")
+    plan = plan_for(image(replace(UEFI, boot_entries=(other, ENTRY))))
+    (entries,) = (step for step in plan.steps if isinstance(step, SetBootEntries))
+    assert entries.entries == (ENTRY,)
+    assert "windows" in plan.notes[0]
+
+
+def test_the_log_is_left_on_the_machine_only_when_asked_for():
+    assert not any(isinstance(step, LogToEsp) for step in plan_for(image()).steps)
+    plan = plan_for(image(), wishes=Wishes(log_to_esp=True))
+    assert isinstance(plan.steps[-1], LogToEsp)
+
+
+def test_a_larger_file_can_not_take_a_disk_with_large_sectors():
+    made = image(logical_sector=4096)
+    with pytest.raises(TargetError, match="4096"):
+        plan_for(made, size=80 * MIB, is_device=False)
+    plan_for(made, is_device=False)  # the same size is exact and needs no tool
+    larger = plan_for(made, size=80 * MIB, logical_sector=4096)
+    assert any(isinstance(step, RelocateBackupGpt) for step in larger.steps)
+
+
+@pytest.mark.parametrize(
+    "volume",
+    [
+        Volume("disk0/p2", VolumeRole.PARTITION, 63 * MIB, 2 * MIB, 2),
+        Volume("disk0/p2", VolumeRole.PARTITION, 4096, MIB, 2),
+        Volume("disk0/p2", VolumeRole.PARTITION, 8 * MIB, 0, 2),
+    ],
+    ids=["behind the end", "over another", "empty"],
+)
+def test_a_layout_that_would_write_elsewhere_is_refused(volume):
+    boot = Volume("disk0/boot-area", VolumeRole.BOOT_AREA, 0, MIB)
+    made = image_of(machine(disk(volumes=(boot, volume))), {})
+    with pytest.raises(ObjectDamaged, match="disk0/p2"):
+        plan_for(made)
+
+
+def test_a_map_that_does_not_cover_its_volume_is_refused():
+    made = image_of(machine(disk()), {"disk0/whole": [("zero", 63 * MIB)]})
+    with pytest.raises(ObjectDamaged, match="disk0/whole"):
+        plan_for(made)
+
+
+def test_the_document_says_the_same_as_the_lines():
+    plan = plan_for(image())
+    document = plan.document()
+    assert [step["text"] for step in document["steps"]] == [s.describe() for s in plan.steps]
+    assert document["steps"][0]["target"] == "/dev/vda"
+    assert document["written_bytes"] == plan.written
+    fallback = next(s for s in document["steps"] if s["step"] == EnsureFallbackLoader.name)
+    assert fallback["esp"]["uuid"] == ESP_UUID
