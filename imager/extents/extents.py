@@ -1,0 +1,78 @@
+"""Extent maps: what of a volume must be read."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ranges = NDArray[np.uint64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Extents:
+    """What of a volume must be read; the content of all the rest does not matter.
+
+    Attributes:
+        ranges: shape (n, 2), columns offset and length in bytes relative to the volume; sorted,
+            without overlap, neighbours merged, within the volume, no length is 0.
+        method: how it was found: "ext block bitmap", "FAT", "swap header" or "whole".
+        reason: why a filesystem that could have been known is read whole, else None.
+        block_size: bytes the filesystem allocates at a time; 1 for "whole".
+    """
+
+    ranges: Ranges
+    method: str
+    reason: str | None
+    block_size: int
+
+    @property
+    def total(self) -> int:
+        """Bytes to be read."""
+        return int(self.ranges[:, 1].sum())
+
+
+class UncertainMapError(Exception):
+    """A reader can't be sure of its map; the volume is read whole. Never leaves this package."""
+
+
+def whole(length: int, reason: str | None = None) -> Extents:
+    """Return the map that reads everything of a volume of `length` bytes."""
+    rows = [(0, length)] if length else []
+    return Extents(np.array(rows, dtype=np.uint64).reshape(-1, 2), "whole", reason, 1)
+
+
+def merged(starts: NDArray[np.integer], ends: NDArray[np.integer]) -> Ranges:
+    """Return the union of the half-open ranges `starts[i]` to `ends[i]` as (offset, length) rows.
+
+    They may be in any order, overlap, touch or be empty.
+    """
+    starts = np.asarray(starts, dtype=np.int64)
+    ends = np.asarray(ends, dtype=np.int64)
+    kept = ends > starts
+    starts, ends = starts[kept], ends[kept]
+    if not starts.size:
+        return np.empty((0, 2), dtype=np.uint64)
+    order = np.argsort(starts, kind="stable")
+    starts = starts[order]
+    reached = np.maximum.accumulate(ends[order])
+    is_first = np.concatenate([[True], starts[1:] > reached[:-1]])
+    firsts = starts[is_first]
+    lasts = np.concatenate([reached[:-1][is_first[1:]], reached[-1:]])
+    return np.column_stack([firsts, lasts - firsts]).astype(np.uint64)
+
+
+def complement(starts: NDArray[np.integer], ends: NDArray[np.integer], length: int) -> Ranges:
+    """Return what is left of 0 to `length` without the half-open ranges `starts[i]` to `ends[i]`.
+
+    The ranges must be sorted, without overlap and within 0 to `length`.
+
+    Raises:
+        UncertainMapError: they are not.
+    """
+    starts = np.asarray(starts, dtype=np.int64)
+    ends = np.asarray(ends, dtype=np.int64)
+    edges = np.column_stack([starts, ends]).reshape(-1)
+    bounded = np.concatenate([[0], edges, [length]])
+    if np.any(np.diff(bounded) < 0):
+        raise UncertainMapError("the free ranges overlap or leave the filesystem")
+    return merged(np.concatenate([[0], ends]), np.concatenate([starts, [length]]))
