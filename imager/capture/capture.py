@@ -100,7 +100,7 @@ def capture(
         )
 
     notes = {
-        item.volume.id: ExtentsNote(item.extents.method, item.extents.reason)
+        item.volume.id: ExtentsNote(item.extents.method, item.extents.reason or "")
         for item in plan.volumes
     }
     manifest = Manifest(machine, notes, f"remetal {imager.__version__}")

@@ -30,7 +30,7 @@ class VolumePlan:
     @property
     def size(self) -> int:
         """Bytes to be read."""
-        return int(self.extents.ranges[:, 1].sum())
+        return self.extents.total
 
 
 @dataclass(frozen=True, slots=True)

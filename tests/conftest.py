@@ -1,0 +1,92 @@
+"""What many tests need: a tiny repository with a real image, made without any disk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from imager.capture.pipeline import Pipeline
+from imager.extents.extents import whole
+from imager.layout.disk import Disk, DiskIdentity, Volume, VolumeRole
+from imager.layout.firmware import Firmware, FirmwareKind
+from imager.layout.machine import Machine
+from imager.repository.configuration import Secrets
+from imager.repository.crypto.recipient import RecipientKey
+from imager.repository.image import ExtentsNote, Manifest, Summary, VolumeSummary
+from imager.repository.keyring import Credential
+from imager.repository.repository import Repository, now
+from imager.repository.session import Counters, Session
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A repository and what opens it."""
+
+    path: Path
+    key: RecipientKey
+    credential: Credential
+
+    def open(self) -> Repository:
+        return Repository.open(str(self.path))
+
+    def add(self, content: dict[str, bytes], scratch: Path, name: str = "tiny") -> str:
+        """Store an image with one volume for each content and return its id."""
+        repository = self.open()
+        session = Session(repository, self.credential)
+        volumes, summaries, offset = [], [], 0
+        for number, (volume_id, data) in enumerate(content.items()):
+            source = scratch / f"volume{number}"
+            source.write_bytes(data)
+            volume = Volume(volume_id, VolumeRole.WHOLE_DISK, 0, len(data))
+            with source.open("rb") as file, Pipeline(session, 2) as pipeline:
+                found, used = pipeline.volume_map(
+                    file.fileno(), str(source), volume, whole(len(data)), lambda _: None
+                )
+            root = session.add_map(found)
+            summaries.append(VolumeSummary(volume_id, len(data), used, root.id.hex(), root.level))
+            volumes.append(Volume(volume_id, VolumeRole.WHOLE_DISK, offset, len(data)))
+            offset += len(data)
+        machine = Machine(
+            "6b0e9e7e-0000-4000-8000-000000000001",
+            name,
+            "x86_64",
+            Firmware(FirmwareKind.BIOS),
+            (Disk("disk0", "/dev/vda", DiskIdentity(offset, 512), None, tuple(volumes)),),
+        )
+
+        def summarise(indexes: tuple[str, ...], counters: Counters) -> Summary:
+            return Summary(
+                machine.id,
+                name,
+                now(),
+                now(),
+                "offline",
+                sum(volume.used for volume in summaries),
+                counters.new_bytes,
+                counters.stored_bytes,
+                indexes,
+                tuple(summaries),
+            )
+
+        notes = {volume.id: ExtentsNote("whole", "") for volume in volumes}
+        return session.finish(summarise, Manifest(machine, notes, "remetal test"))[0]
+
+
+@pytest.fixture(scope="session")
+def recipient_key() -> RecipientKey:
+    return RecipientKey.generate()
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, recipient_key: RecipientKey) -> Tiny:
+    held: list[Credential] = []
+
+    def keep(repository: Repository, secrets: Secrets) -> None:
+        held.append(repository.new_credential(secrets, "test machine"))
+
+    path = tmp_path / "repository"
+    repository = Repository.create(str(path), [("test", recipient_key.recipient)], keep)
+    repository.publish(held[0])
+    return Tiny(path, recipient_key, held[0])
