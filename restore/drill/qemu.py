@@ -13,7 +13,7 @@ import socket
 import subprocess
 import tempfile
 import threading
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar, cast
 
@@ -55,6 +55,11 @@ __all__ = [
 _START_TIMEOUT: Final = 60.0  # seconds until QEMU's monitor answers, on a busy host
 _COMMAND_TIMEOUT: Final = 30.0
 _END_TIMEOUT: Final = 10.0  # seconds from the end of the guest to the end of the process
+
+# A line of `info usernet`: TCP[STATE] fd source-address port destination-address port …
+_CONNECTION: Final = re.compile(
+    r"TCP\[(?P<state>\w+)\]\s+\d+\s+\S+\s+(?P<source>\d+)\s+\S+\s+(?P<target>\d+)"
+)
 
 T = TypeVar("T")
 
@@ -175,13 +180,14 @@ class Vm:
             future.cancel()
             raise
 
-    def _command(self, name: str, **arguments: object) -> None:
+    def _command(self, name: str, **arguments: object) -> object:
         try:
-            self._call(self._monitor.execute(name, arguments))
+            return self._call(self._monitor.execute(name, arguments))
         except (QMPError, EOFError, OSError, TimeoutError) as error:
-            raise self._error(f"QEMU does not do {name}: {error}") from error
+            raise self.error(f"QEMU does not do {name}: {error}") from error
 
-    def _error(self, problem: str) -> DrillError:
+    def error(self, problem: str) -> DrillError:
+        """Return an error that says what happened to this machine, and how its console ends."""
         text = f"{self.spec.name}: {problem}"
         if self._serials:
             tail = self._serials[0].tail()
@@ -205,10 +211,10 @@ class Vm:
         try:
             code = running.wait(timeout)
         except subprocess.TimeoutExpired as error:
-            raise self._error(f"still running after {format_duration(timeout)}") from error
+            raise self.error(f"still running after {format_duration(timeout)}") from error
         reason = self._call(self._reason(), _END_TIMEOUT)
         if code != 0 or reason is None:
-            raise self._error(f"QEMU ended with code {code}: {self._complaint()}")
+            raise self.error(f"QEMU ended with code {code}: {self._complaint()}")
         return reason
 
     async def _reason(self) -> str | None:
@@ -234,19 +240,46 @@ class Vm:
         Raises:
             DrillError: it did not come in time, or the machine ended before.
         """
-        found = self._serials[index].wait(pattern, timeout)
+        found = self.seen(index, pattern, timeout)
         if found is None:
-            state = "ended" if self._serials[index].closed else f"after {format_duration(timeout)}"
-            raise self._error(f"nothing like {pattern!r} on ttyS{index} ({state})")
+            state = f"within {format_duration(timeout)}" if self.running else "before it ended"
+            raise self.error(f"nothing like {pattern!r} came on ttyS{index} {state}")
         return found
+
+    def seen(self, index: int, pattern: str, timeout: float) -> re.Match[bytes] | None:
+        """Wait as `wait_serial` does, and return None when it did not come."""
+        return self._serials[index].wait(pattern, timeout)
+
+    @property
+    def running(self) -> bool:
+        """Whether the machine has not ended yet."""
+        return self._process is not None and self._process.poll() is None
 
     def send(self, index: int, text: str) -> None:
         """Type `text` on ttyS`index`; a line ends with a carriage return."""
         self._serials[index].send(text)
 
-    def screenshot(self, path: Path) -> None:
-        """Save what the machine's screen shows as PNG."""
-        self._command("screendump", filename=str(path.resolve()), format="png")
+    def screenshot(self, path: Path, format_: str = "png") -> None:
+        """Save what the machine's screen shows, as "png" or "ppm"."""
+        self._command("screendump", filename=str(path.resolve()), format=format_)
+
+    def forwards(self) -> list[tuple[int, int]]:
+        """Return (port on the host, port in the guest) of every forwarded TCP port."""
+        return [
+            (int(line["source"]), int(line["target"]))
+            for line in self._connections()
+            if line["state"] == "HOST_FORWARD"
+        ]
+
+    def established(self) -> set[int]:
+        """Return the guest's forwarded ports on which it has accepted a connection."""
+        return {
+            int(line["target"]) for line in self._connections() if line["state"] == "ESTABLISHED"
+        }
+
+    def _connections(self) -> Iterator[re.Match[str]]:
+        table = self._command("human-monitor-command", **{"command-line": "info usernet"})
+        return _CONNECTION.finditer(str(table))
 
     def powerdown(self) -> None:
         """Press the power button (ACPI); what follows is the guest's decision."""

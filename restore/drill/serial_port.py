@@ -96,11 +96,6 @@ class SerialPort:
                 start = max(start, self._data.rfind(b"\n") + 1)
                 self._changed.wait(left)
 
-    @property
-    def closed(self) -> bool:
-        """Whether the machine has ended."""
-        return self._closed
-
     def send(self, text: str) -> None:
         """Type `text` on the guest's console; a few lines at most."""
         self._socket.sendall(text.encode())

@@ -1,0 +1,184 @@
+"""`remetal drill`: prove that a saved machine comes back."""
+
+from pathlib import Path
+
+import click
+
+from bootmedia import rootfs
+from bootmedia.config import default_cache
+from imager.commands.secrets import (
+    RECOVERY_KEY_FILE,
+    default_folder,
+    read_passphrase,
+    recovery_options,
+)
+from imager.console import Output, verb
+from imager.errors import DrillFailed, RecoveryKeyNeeded, UsageError
+from imager.repository.repository import Repository
+from restore.drill import accelerator, fixture, report, run
+from restore.drill.bring_back import Settings
+from restore.drill.report import Outcome, Result
+from restore.drill.scenario import Medium
+from restore.drill.vm_spec import Accelerator, Firmware
+
+
+@click.command()
+@click.argument("repo", required=False)
+@click.argument("image", required=False)
+@click.option(
+    "--fixture",
+    "fixtures",
+    multiple=True,
+    metavar="NAME",
+    help="Instead of REPO IMAGE: build this machine of vm-fixtures, save it, destroy it, and bring "
+    "it back. May be given more than once; needs a source checkout.",
+)
+@click.option(
+    "--firmware",
+    type=click.Choice([each.value for each in Firmware]),
+    help="What starts the machine; by default what it had.",
+)
+@click.option(
+    "--medium",
+    type=click.Choice([each.value for each in Medium]),
+    default=Medium.CD.value,
+    show_default=True,
+    help="What the rescue medium is attached as.",
+)
+@click.option(
+    "--iso",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A rescue medium that was built before; by default a new one is built.",
+)
+@click.option(
+    "--port",
+    "ports",
+    multiple=True,
+    type=click.IntRange(1, 65535),
+    default=(22,),
+    show_default=True,
+    help="A TCP port of the restored machine; an open one proves that it is up.",
+)
+@click.option(
+    "--accept-screen",
+    is_flag=True,
+    help="Count a still screen as proof when nothing better shows. Weak: so is a boot menu.",
+)
+@click.option("--memory", "memory_mib", type=click.IntRange(128), help="MiB of its memory.")
+@click.option(
+    "--keep",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Keep disks, consoles and pictures in this folder, also of a drill that succeeds.",
+)
+@click.option(
+    "--report",
+    "report_folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Write report.json and a picture of the time, timeline.svg, into this folder.",
+)
+@click.option("--verbose", is_flag=True, help="Show the consoles of the virtual machines.")
+@recovery_options
+@verb
+def drill(
+    out: Output,
+    repo: str | None,
+    image: str | None,
+    fixtures: tuple[str, ...],
+    firmware: str | None,
+    medium: str,
+    iso: Path | None,
+    ports: tuple[int, ...],
+    accept_screen: bool,
+    memory_mib: int | None,
+    keep: Path | None,
+    report_folder: Path | None,
+    verbose: bool,
+    recovery_key: Path | None,
+    passphrase_file: Path | None,
+) -> None:
+    """Prove that IMAGE of REPO comes back, in QEMU, without touching any real disk.
+
+    The real rescue medium restores the image onto blank disks, the disks are started alone on a
+    network that leads nowhere, and the drill waits for proof that the machine is up: a login
+    prompt on its serial console or an open TCP port. Each step is timed; the RTO counts from
+    power-on of the rescue to the proof.
+
+    \b
+    Examples:
+      remetal drill /srv/images latest
+      remetal drill /srv/images web1 --firmware secureboot --medium usb
+      remetal drill --fixture uefi-ext4 --fixture bios-ext4
+    """
+    if bool(fixtures) == bool(repo and image):
+        raise UsageError("a drill needs either REPO and IMAGE, or --fixture NAME")
+    choices = run.Choices(
+        firmware=Firmware(firmware) if firmware else None,
+        medium=Medium(medium),
+        iso=iso,
+        cache=fixture.cache() if fixtures else default_cache(),
+        memory_mib=memory_mib,
+        ports=ports,
+    )
+    subject = None
+    if repo and image:
+        subject = _subject(repo, image, recovery_key, passphrase_file)
+    settings = Settings(
+        accelerator=_accelerator(out, choices),
+        say=out.remark,
+        verbose=verbose,
+        keep=keep,
+        accept_screen=accept_screen,
+    )
+    if subject is not None:
+        results = [run.drill_image(subject, choices, settings)]
+    else:
+        results = [run.drill_fixture(name, choices, settings) for name in fixtures]
+    _tell(out, results, report_folder)
+
+
+def _subject(
+    repo: str, image: str, recovery_key: Path | None, passphrase_file: Path | None
+) -> run.Subject:
+    if "://" in repo:
+        raise UsageError(
+            "a drill gives the repository to a virtual machine as a directory",
+            hint="Run it on the machine that holds the repository.",
+        )
+    repository = Repository.open(repo)
+    key = recovery_key or default_folder(repository.id) / RECOVERY_KEY_FILE
+    if not key.exists():
+        raise RecoveryKeyNeeded(f"a drill opens the image, and there is no recovery key at {key}")
+    secret = read_passphrase(passphrase_file)
+    if secret is None:
+        secret = str(click.prompt(f"Passphrase of {key}", hide_input=True, err=True))
+    return run.open_subject(repo, image, key, secret)
+
+
+def _accelerator(out: Output, choices: run.Choices) -> Accelerator:
+    kernel = None
+    if choices.iso is None:
+        kernel = rootfs.prepare(choices.cache, (), out.remark).part("vmlinuz")
+    chosen = accelerator.choose(kernel)
+    out.remark(chosen.reason)
+    return chosen.accelerator
+
+
+def _tell(out: Output, results: list[Result], folder: Path | None) -> None:
+    out.document(report.document(results))
+    columns, rows = report.table(results)
+    out.say()
+    out.table(columns, rows)
+    out.say()
+    for result in results:
+        for line in report.lines(result):
+            out.say(line)
+    if folder is not None:
+        report.write(results, folder)
+        out.say(f"Report and picture: {folder}")
+    failed = [result for result in results if result.outcome is Outcome.FAILED]
+    if failed:
+        raise DrillFailed(
+            f"{len(failed)} of {len(results)} drills failed: "
+            + ", ".join(result.title for result in failed),
+            hint="What was kept is named above: consoles, pictures and logs.",
+        )

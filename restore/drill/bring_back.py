@@ -1,0 +1,187 @@
+"""The heart of a drill: the real medium restores onto blank disks, and the disks start alone."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from imager.errors import DrillError, RemetalError
+from imager.units import MIB
+from restore.drill import evidence, job
+from restore.drill.console_tail import ConsoleTail
+from restore.drill.qemu import Vm
+from restore.drill.report import Outcome
+from restore.drill.scenario import Places, Scenario
+from restore.drill.steps import Say, Step, Steps
+from restore.drill.vm_spec import Accelerator, VmSpec
+
+# Limits for what hangs, not estimates: a slow, busy host must not fail a good drill.
+_RESCUE_LIMIT: Final = 1200.0
+_SLOWEST_RESTORE: Final = 1 * MIB  # bytes a second
+_PROOF_LIMIT: Final = 900.0
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What is restored, and with what.
+
+    Attributes:
+        repository: directory.
+        image: id.
+        used_bytes: of the image.
+        recovery_key: file.
+        secret: its passphrase.
+        iso: the rescue medium.
+    """
+
+    repository: Path
+    image: str
+    used_bytes: int
+    recovery_key: Path
+    secret: str
+    iso: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How drills run.
+
+    Attributes:
+        accelerator: for the guests.
+        say: receives lines of progress.
+        verbose: say every line of the guests' consoles, too.
+        keep: folder that keeps everything, or None.
+        accept_screen: a still screen counts when nothing better shows.
+    """
+
+    accelerator: Accelerator
+    say: Say
+    verbose: bool = False
+    keep: Path | None = None
+    accept_screen: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the restored machine showed.
+
+    Attributes:
+        text: for people.
+        outcome: how it ended.
+        rto: seconds from power-on of the rescue to the proof.
+        facts: how many were compared.
+        differences: among them.
+    """
+
+    text: str
+    outcome: Outcome
+    rto: float
+    facts: int = 0
+    differences: tuple[evidence.Difference, ...] = ()
+
+
+class Drill:
+    """One drill while it runs.
+
+    Args:
+        scenario: what to do.
+        settings: how.
+        places: where.
+        steps: records them; may hold steps that were done before.
+    """
+
+    def __init__(
+        self, scenario: Scenario, settings: Settings, places: Places, steps: Steps
+    ) -> None:
+        self._scenario = scenario
+        self._settings = settings
+        self._places = places
+        self._steps = steps
+
+    def bring_back(self, order: Order, facts: dict[str, Any] | None) -> Verdict:
+        """Restore onto blank disks from the real medium, start them alone, and wait for proof.
+
+        Args:
+            order: what to restore.
+            facts: what the machine must say about itself; None when it says nothing.
+
+        Raises:
+            DrillFailed: the restore failed.
+            DrillError: a machine did not do what it must.
+        """
+        for index, disk in enumerate(self._scenario.disks):
+            with self._places.disk(index).open("xb") as file:
+                file.truncate(disk.size)
+        job.place_order(self._places.job, order.image, order.recovery_key, order.secret)
+        power_on = self._steps.now()
+        self._rescue(order, power_on)
+        return self._prove(facts, power_on)
+
+    def _rescue(self, order: Order, power_on: float) -> None:
+        spec = self._scenario.rescue(self._places, order.iso, order.repository)
+        limit = _RESCUE_LIMIT + order.used_bytes / _SLOWEST_RESTORE
+        with self._steps.step("rescue", part_of_rto=True, keep=False):
+            with self._machine(spec, "rescue") as vm:
+                reason = vm.wait_exit(limit)
+            if reason != "guest-shutdown":
+                raise DrillError(f"the rescue system ended by {reason} instead of a power-off")
+            off = self._steps.now()
+            done, written = job.read_report(self._places.job)
+        # The report is the last thing the restorer writes, and by this host's clock.
+        reported = min(max(self._steps.at(written), power_on), off)
+        at = max(reported - sum(step.seconds for step in done.steps), power_on)
+        self._add("rescue: start of the medium", power_on, at - power_on)
+        for name in dict.fromkeys(step.name for step in done.steps):
+            parts = [step for step in done.steps if step.name == name]
+            seconds = sum(step.seconds for step in parts)
+            self._add(f"rescue: {name}", at, seconds, sum(step.bytes or 0 for step in parts))
+            at += seconds
+        self._add("rescue: power-off", reported, off - reported)
+
+    def _add(self, name: str, start: float, seconds: float, size: int = 0) -> None:
+        self._steps.add(Step(name, start, seconds, size or None, part_of_rto=True))
+
+    def _prove(self, before: dict[str, Any] | None, power_on: float) -> Verdict:
+        spec = self._scenario.restored(self._places)
+        with (
+            self._steps.step("start of the restored machine", part_of_rto=True),
+            self._machine(spec, "restored") as vm,
+        ):
+            if before is None:
+                proof = evidence.wait_for_sign(
+                    vm,
+                    _PROOF_LIMIT,
+                    self._places.folder,
+                    accept_screen=self._settings.accept_screen,
+                )
+                rto = self._steps.now() - power_on
+                vm.screenshot(self._places.screenshot("restored"))
+                return Verdict(proof.text, Outcome.WEAK if proof.weak else Outcome.PROVEN, rto)
+            after = evidence.wait_for_facts(vm, _PROOF_LIMIT)
+            rto = self._steps.now() - power_on
+            vm.screenshot(self._places.screenshot("restored"))
+        differences = evidence.compare(before, after)
+        number = evidence.count(before)
+        if differences:
+            text = f"{len(differences)} of {number} facts are not what they were"
+            return Verdict(text, Outcome.FAILED, rto, number, differences)
+        return Verdict(f"all {number} facts are what they were", Outcome.PROVEN, rto, number)
+
+    @contextlib.contextmanager
+    def _machine(self, spec: VmSpec, name: str) -> Iterator[Vm]:
+        """Run a machine; a picture of its screen is taken when something goes wrong."""
+
+        def line(text: str) -> None:
+            self._steps.hint(text)
+            if self._settings.verbose:
+                self._steps.say(f"| {text}")
+
+        with Vm(spec, self._settings.accelerator, listener=ConsoleTail(line)) as vm:
+            try:
+                yield vm
+            except RemetalError:
+                if vm.running:
+                    with contextlib.suppress(RemetalError):
+                        vm.screenshot(self._places.screenshot(name))
+                raise

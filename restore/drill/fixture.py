@@ -1,0 +1,211 @@
+"""Fixture machines: built from a source checkout, captured, and destroyed as ransomware would."""
+
+import json
+import os
+import secrets
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import IO, Any, Final, TypeVar
+
+import msgspec
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+
+from imager import process
+from imager.errors import DrillError, UsageError
+from imager.units import MIB
+from restore.drill.vm_spec import Bus
+
+_ROOT: Final = Path(__file__).resolve().parents[2]
+_PIECE: Final = 4 * MIB
+
+T = TypeVar("T")
+
+
+class FixtureDisk(msgspec.Struct, frozen=True):
+    """A disk of a fixture machine; pristine, to be copied."""
+
+    path: Path
+    size: int
+    serial: str
+    bus: Bus
+
+
+class FixtureStep(msgspec.Struct, frozen=True):
+    """A step of building a fixture machine."""
+
+    name: str
+    seconds: float
+
+
+class Fixture(msgspec.Struct, frozen=True):
+    """A fixture machine, as `vm-fixtures/build` describes it.
+
+    Attributes:
+        name: of its file in vm-fixtures/machines.
+        firmware: "bios" or "uefi".
+        memory_mib: RAM in MiB.
+        disks: in order.
+        facts: file with what the machine said about itself.
+        steps: of the building; few when all was in the cache.
+    """
+
+    name: str
+    firmware: str
+    memory_mib: int
+    disks: tuple[FixtureDisk, ...]
+    facts: Path
+    steps: tuple[FixtureStep, ...]
+
+    def read_facts(self) -> dict[str, Any]:
+        """Return the facts before the disaster."""
+        facts: dict[str, Any] = json.loads(self.facts.read_bytes())
+        return facts
+
+
+def checkout() -> Path:
+    """Return the source checkout this code lies in.
+
+    Raises:
+        UsageError: it is installed without one, and there are no fixtures.
+    """
+    if not (_ROOT / "vm-fixtures" / "build").is_dir():
+        raise UsageError(
+            "fixture machines are built from a source checkout, and this is none",
+            hint="Drill one of your own images instead: remetal drill REPO IMAGE",
+        )
+    return _ROOT
+
+
+def cache() -> Path:
+    """Return the folder of the checkout that holds what is slow to make."""
+    return checkout() / ".cache"
+
+
+def build(name: str, say: Callable[[str], None]) -> Fixture:
+    """Build a fixture machine, or take it from the cache.
+
+    Args:
+        name: of its file in vm-fixtures/machines.
+        say: receives the lines of progress.
+
+    Raises:
+        DrillError: it can't be built; the sentence carries the builder's last lines.
+    """
+    builder = checkout() / "vm-fixtures" / "build"
+    argv = (sys.executable, builder, name, "--cache", cache())
+    running = process.start(*argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert running.stdout is not None  # noqa: S101  both are pipes
+    assert running.stderr is not None  # noqa: S101
+    heard: list[str] = []
+    listener = threading.Thread(target=_listen, args=(running.stderr, heard, say))
+    listener.start()
+    try:
+        output = running.stdout.read()
+        code = running.wait()
+    finally:
+        running.kill()
+        running.wait()
+        listener.join()
+    if code != 0:
+        raise DrillError(f"the fixture machine {name} can't be built: {' / '.join(heard[-3:])}")
+    try:
+        return msgspec.json.decode(output, type=Fixture)
+    except msgspec.MsgspecError as error:
+        raise DrillError(f"the description of fixture machine {name} is odd: {error}") from error
+
+
+def _listen(stream: IO[bytes], heard: list[str], say: Callable[[str], None]) -> None:
+    for raw in stream:
+        line = raw.decode(errors="replace").rstrip()
+        if line:
+            heard.append(line)
+            say(line)
+
+
+def copy_disks(disks: Sequence[FixtureDisk], folder: Path) -> tuple[Path, ...]:
+    """Copy disks as the "real" machine, sharing or sparing space where the filesystem can."""
+    copies = []
+    for index, disk in enumerate(disks):
+        copy = folder / f"machine{index}{disk.path.suffix}"
+        process.run("cp", "--reflink=auto", "--sparse=always", disk.path, copy)
+        copy.chmod(0o600)
+        copies.append(copy)
+    return tuple(copies)
+
+
+def destroy(path: Path) -> int:
+    """Encrypt all data on a disk with a key that is thrown away, as ransomware does.
+
+    Holes stay holes: they hold nothing that could be lost.
+
+    Returns:
+        Bytes overwritten.
+
+    Raises:
+        DrillError: the disk still has a partition table afterwards.
+    """
+    stream = Cipher(algorithms.AES(secrets.token_bytes(32)), modes.CTR(bytes(16))).encryptor()
+    done = 0
+    with path.open("r+b", buffering=0) as file:
+        descriptor = file.fileno()
+        size = os.fstat(descriptor).st_size
+        position = 0
+        while position < size:
+            try:
+                start = os.lseek(descriptor, position, os.SEEK_DATA)
+            except OSError:  # nothing but a hole follows
+                break
+            position = os.lseek(descriptor, start, os.SEEK_HOLE)
+            for at in range(start, position, _PIECE):
+                data = os.pread(descriptor, min(_PIECE, position - at), at)
+                os.pwrite(descriptor, stream.update(data), at)
+                done += len(data)
+    left = process.run("blkid", "-p", "-o", "export", path, accept=(0, 2))
+    if left:
+        raise DrillError(f"{path} still shows what it was: {left.strip()}")
+    return done
+
+
+def remetal(answer: type[T], *words: str | Path) -> T:
+    """Run a verb of remetal in a process of its own, as a person would, and return its JSON.
+
+    Raises:
+        DrillError: the verb failed; the sentence is its own.
+    """
+    argv = (sys.executable, "-m", "imager.console", *words, "--json", "--quiet")
+    output = process.run(*argv, accept=range(256))
+    try:
+        failure = msgspec.json.decode(output, type=_Failure)
+        if failure.error is not None:
+            problem = failure.error
+            raise DrillError(f"remetal {words[0]}: {problem.message}", hint=problem.hint)
+        return msgspec.json.decode(output, type=answer)
+    except msgspec.MsgspecError as error:
+        raise DrillError(f"remetal {words[0]} answered oddly: {error}") from error
+
+
+class _Problem(msgspec.Struct, frozen=True):
+    message: str
+    hint: str
+
+
+class _Failure(msgspec.Struct, frozen=True):
+    error: _Problem | None = None
+
+
+class Made(msgspec.Struct, frozen=True):
+    """What `remetal init` made."""
+
+    recovery_key: Path
+    credential: Path
+
+
+class Captured(msgspec.Struct, frozen=True):
+    """What `remetal capture` did."""
+
+    image: str
+    used_bytes: int
+    stored_bytes: int

@@ -1,0 +1,119 @@
+"""What the drill and the rescue system tell each other over the job share."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import msgspec
+
+from imager.errors import DrillError, DrillFailed
+
+_ORDER: Final = "job.json"
+_REPORT: Final = "report.json"
+_RECOVERY_KEY: Final = "recovery.key"
+_PHRASE: Final = "passphrase"
+_REPOSITORY: Final = "/run/remetal/repository"  # where the rescue system mounts it
+
+
+class Job(msgspec.Struct, frozen=True):
+    """The order: what is restored without a person.
+
+    Attributes:
+        repository: where it is in the rescue system.
+        image: id.
+        recovery_key: file on the job share.
+        passphrase_file: likewise.
+        verify: read everything back.
+        at_end: what follows.
+    """
+
+    repository: str
+    image: str
+    recovery_key: str
+    passphrase_file: str
+    verify: bool
+    at_end: Literal["poweroff", "reboot", "shell"]
+
+
+class RescueError(msgspec.Struct, frozen=True):
+    """Why a restore failed, as `--json` says it."""
+
+    id: str
+    message: str
+    hint: str
+    exit_code: int
+
+
+class RescueStep(msgspec.Struct, frozen=True):
+    """A step of the restore."""
+
+    name: str
+    seconds: float
+    bytes: int | None = None
+
+
+class RescueReport(msgspec.Struct, frozen=True):
+    """What the rescue system did.
+
+    Attributes:
+        outcome: "restored" or "failed".
+        error: None unless it failed.
+        steps: in order.
+        plan: what was to be done, line by line.
+    """
+
+    outcome: Literal["restored", "failed"]
+    error: RescueError | None
+    steps: tuple[RescueStep, ...]
+    plan: tuple[Any, ...]
+
+
+def place_order(folder: Path, image: str, recovery_key: Path, secret: str) -> None:
+    """Fill the job share, readable by its owner only.
+
+    Args:
+        folder: the share; made here.
+        image: id of the image.
+        recovery_key: file that opens it.
+        secret: passphrase of the recovery key.
+    """
+    folder.mkdir(mode=0o700)
+    shutil.copyfile(recovery_key, folder / _RECOVERY_KEY)
+    (folder / _RECOVERY_KEY).chmod(0o600)
+    with open(folder / _PHRASE, "x", opener=_private) as file:
+        file.write(secret + "\n")
+    job = Job(_REPOSITORY, image, _RECOVERY_KEY, _PHRASE, verify=True, at_end="poweroff")
+    (folder / _ORDER).write_bytes(msgspec.json.encode(job))
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def forget_secrets(folder: Path) -> None:
+    """Remove key and passphrase from the share, also when a drill's folder is kept."""
+    for name in (_RECOVERY_KEY, _PHRASE):
+        (folder / name).unlink(missing_ok=True)
+
+
+def read_report(folder: Path) -> tuple[RescueReport, float]:
+    """Return what the rescue system reports, and when it did (seconds since the epoch).
+
+    Raises:
+        DrillError: it wrote no report, or one that can't be read.
+        DrillFailed: the restore failed; the sentence says why.
+    """
+    place = folder / _REPORT
+    try:
+        report = msgspec.json.decode(place.read_bytes(), type=RescueReport)
+        written = place.stat().st_mtime
+    except FileNotFoundError as error:
+        raise DrillError("the rescue system powered off without a report") from error
+    except msgspec.MsgspecError as error:
+        raise DrillError(f"the rescue system's report can't be read: {error}") from error
+    if report.outcome == "failed":
+        reason = report.error.message if report.error else "no reason given"
+        hint = report.error.hint if report.error else None
+        raise DrillFailed(f"the restore failed: {reason}", hint=hint)
+    return report, written

@@ -1,0 +1,299 @@
+"""Drills from end to end, and what they leave behind.
+
+A drill works in a folder of its own. When it succeeds nothing of it stays, unless it is to be
+kept; when it fails the folder stays without disks and secrets: consoles, pictures, the restore's
+log and the report.
+"""
+
+import os
+import secrets
+import shutil
+import tempfile
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from bootmedia.config import MediumConfig
+from bootmedia.medium import build_medium
+from imager.errors import OutputExists, RemetalError
+from imager.layout.machine import Machine
+from imager.repository.keyring import LockedRecoveryKey, check_owner
+from imager.repository.repository import Repository
+from imager.repository.retrieval import Unlocked, open_image
+from imager.units import format_size
+from restore.drill import fixture, job, report, scenario
+from restore.drill.bring_back import Drill, Order, Settings, Verdict
+from restore.drill.report import Outcome, Result
+from restore.drill.scenario import Medium, Places, Scenario
+from restore.drill.steps import Steps
+from restore.drill.vm_spec import Firmware
+
+_MEMORY_MIB: Final = 2048  # of a restored machine when nobody says
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """What a person chose for a drill.
+
+    Attributes:
+        firmware: None for the machine's own.
+        medium: what the rescue medium is attached as.
+        iso: a rescue medium that exists; None to build one.
+        cache: folder for what is slow to make for a medium.
+        memory_mib: of the restored machine; None for the usual.
+        ports: TCP ports of which an open one counts as proof.
+    """
+
+    firmware: Firmware | None
+    medium: Medium
+    iso: Path | None
+    cache: Path
+    memory_mib: int | None = None
+    ports: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A saved machine to drill with.
+
+    Attributes:
+        machine: its layout.
+        repository: directory.
+        image: id.
+        used_bytes: of the image.
+        stored_bytes: that its capture added.
+        recovery_key: file that opens it.
+        secret: passphrase of the recovery key.
+    """
+
+    machine: Machine
+    repository: Path
+    image: str
+    used_bytes: int
+    stored_bytes: int
+    recovery_key: Path
+    secret: str
+
+
+@dataclass(slots=True)
+class _Sheet:
+    """A result that fills while the drill runs."""
+
+    result: Result
+
+    def note(self, **known: Any) -> None:
+        self.result = replace(self.result, **known)
+
+
+def drill_image(subject: Subject, choices: Choices, settings: Settings) -> Result:
+    """Drill with a saved machine that says nothing about itself.
+
+    Raises:
+        UsageError: the machine can't start from that firmware.
+    """
+    machine = subject.machine
+    firmware = choices.firmware or scenario.default_firmware(machine)
+    scenario.check_firmware(machine, firmware)
+    plan = Scenario(
+        name=machine.name,
+        firmware=firmware,
+        medium=choices.medium,
+        disks=tuple(scenario.blank_disk(disk) for disk in machine.disks),
+        memory_mib=choices.memory_mib or _MEMORY_MIB,
+        uuid=str(uuid.UUID(machine.id)),
+        ports=choices.ports,
+    )
+
+    def work(places: Places, steps: Steps, sheet: _Sheet) -> Verdict:
+        sheet.note(used_bytes=subject.used_bytes, stored_bytes=subject.stored_bytes)
+        iso = _medium(choices, places, steps, sheet)
+        return Drill(plan, settings, places, steps).bring_back(_order(subject, iso), None)
+
+    return _conduct(machine.name, firmware, choices.medium, settings, work)
+
+
+def drill_fixture(name: str, choices: Choices, settings: Settings) -> Result:
+    """Build a fixture machine, save it, destroy it, bring it back and compare every fact."""
+
+    def work(places: Places, steps: Steps, sheet: _Sheet) -> Verdict:
+        with steps.step("build the machine") as remark:
+            built = fixture.build(name, steps.say)
+            remark.size = sum(disk.size for disk in built.disks)
+        firmware = choices.firmware or Firmware(built.firmware)
+        sheet.note(firmware=firmware.value)
+        with steps.step("copy its disks"):
+            copies = fixture.copy_disks(built.disks, places.folder)
+        subject = _capture(name, copies, places, steps, sheet)
+        scenario.check_firmware(subject.machine, firmware)
+        for number, copy in enumerate(copies):
+            with steps.step("destroy the machine" + f" (disk {number})" * bool(number)) as remark:
+                remark.size = fixture.destroy(copy)
+                remark.text = "encrypted with a key nobody has; no partition table is left"
+            copy.unlink()
+        plan = Scenario(
+            name=name,
+            firmware=firmware,
+            medium=choices.medium,
+            disks=tuple(
+                scenario.blank_disk(saved, disk.bus, disk.serial)
+                for saved, disk in zip(subject.machine.disks, built.disks, strict=True)
+            ),
+            memory_mib=choices.memory_mib or built.memory_mib,
+            uuid=str(uuid.UUID(subject.machine.id)),
+        )
+        iso = _medium(choices, places, steps, sheet)
+        order = _order(subject, iso)
+        return Drill(plan, settings, places, steps).bring_back(order, built.read_facts())
+
+    return _conduct(name, choices.firmware, choices.medium, settings, work)
+
+
+def _capture(
+    name: str, disks: Sequence[Path], places: Places, steps: Steps, sheet: _Sheet
+) -> Subject:
+    """Save a machine as a person would: two commands, with a passphrase nobody will need again."""
+    repository, keys = places.folder / "repository", places.folder / "keys"
+    secret = secrets.token_urlsafe(24)
+    phrase = places.folder / "passphrase"
+    phrase.write_text(secret + "\n")
+    with steps.step("make a repository"):
+        words = ("--keys-dir", keys, "--passphrase-file", phrase)
+        made = fixture.remetal(fixture.Made, "init", repository, *words)
+    with steps.step("capture") as remark:
+        chosen: list[str | Path] = [word for disk in disks for word in ("--disk", disk)]
+        chosen += ["--name", name, "--credential", made.credential]
+        captured = fixture.remetal(fixture.Captured, "capture", repository, *chosen)
+        remark.size = captured.used_bytes
+        remark.text = f"{format_size(captured.stored_bytes)} stored"
+    sheet.note(used_bytes=captured.used_bytes, stored_bytes=captured.stored_bytes)
+    return open_subject(str(repository), captured.image, made.recovery_key, secret)
+
+
+def open_subject(location: str, reference: str, recovery_key: Path, secret: str) -> Subject:
+    """Open a saved machine for a drill.
+
+    Args:
+        location: of the repository; a directory.
+        reference: of the image.
+        recovery_key: file that opens it.
+        secret: its passphrase.
+
+    Raises:
+        NotARepository, UnknownImage, SecretError: as each says.
+    """
+    repository = Repository.open(location)
+    locked = LockedRecoveryKey.read(recovery_key)
+    check_owner(locked.repository, repository.id, f"the recovery key {recovery_key}")
+    unlocked = Unlocked(repository, locked.unlock(secret))
+    image = open_image(repository, reference, unlocked, lambda _: None)
+    return Subject(
+        machine=image.machine,
+        repository=Path(location).resolve(),
+        image=image.image.id,
+        used_bytes=image.summary.used_bytes,
+        stored_bytes=image.summary.stored_bytes,
+        recovery_key=recovery_key,
+        secret=secret,
+    )
+
+
+def _order(subject: Subject, iso: Path) -> Order:
+    return Order(
+        repository=subject.repository,
+        image=subject.image,
+        used_bytes=subject.used_bytes,
+        recovery_key=subject.recovery_key,
+        secret=subject.secret,
+        iso=iso,
+    )
+
+
+def _medium(choices: Choices, places: Places, steps: Steps, sheet: _Sheet) -> Path:
+    if choices.iso is not None:
+        sheet.note(medium_bytes=choices.iso.stat().st_size)
+        return choices.iso
+    with steps.step("build the medium") as remark:
+        iso = places.folder / "rescue.iso"
+        made = build_medium(iso, MediumConfig(), choices.cache, steps.say)
+        remark.size = made.size
+    sheet.note(medium_bytes=made.size)
+    return iso
+
+
+def _conduct(
+    name: str,
+    firmware: Firmware | None,
+    medium: Medium,
+    settings: Settings,
+    work: Callable[[Places, Steps, _Sheet], Verdict],
+) -> Result:
+    """Run a drill in a folder of its own; whatever goes wrong becomes its result."""
+    started = Result(
+        name=name,
+        firmware=firmware.value if firmware else "-",
+        medium=medium.value,
+        accelerator=settings.accelerator.name,
+        outcome=Outcome.FAILED,
+        proof="",
+    )
+    sheet = _Sheet(started)
+    steps = Steps(name, settings.say)
+    places = _make_places(settings, name)
+    try:
+        verdict = work(places, steps, sheet)
+    except RemetalError as error:
+        sheet.note(proof=f"{error.message} {error.hint}".strip())
+    except BaseException:
+        if settings.keep is None:
+            shutil.rmtree(places.folder)
+        raise
+    else:
+        sheet.note(
+            outcome=verdict.outcome,
+            proof=verdict.text,
+            rto=verdict.rto,
+            facts=verdict.facts,
+            differences=verdict.differences,
+        )
+    sheet.note(steps=steps.done)
+    return _clean(places, sheet, settings)
+
+
+def _make_places(settings: Settings, name: str) -> Places:
+    if settings.keep is None:
+        # Disks are large, and /tmp is memory on many machines.
+        base = os.environ.get("TMPDIR", "/var/tmp")  # noqa: S108  mkdtemp makes it safe
+        return Places(Path(tempfile.mkdtemp(prefix=f"remetal-drill-{name}-", dir=base)))
+    folder = settings.keep / name
+    try:
+        folder.mkdir(mode=0o700, parents=True)
+    except FileExistsError as error:
+        raise OutputExists(
+            f"{folder} is there already", hint="Name another folder with --keep."
+        ) from error
+    return Places(folder)
+
+
+def _clean(places: Places, sheet: _Sheet, settings: Settings) -> Result:
+    """Leave behind what the module's docstring says, and say where."""
+    job.forget_secrets(places.job)
+    if settings.keep is None:
+        if sheet.result.outcome is not Outcome.FAILED:
+            shutil.rmtree(places.folder)
+            return sheet.result
+        _leave_evidence(places)
+    sheet.note(kept=places.folder)
+    report.write([sheet.result], places.folder)
+    return sheet.result
+
+
+def _leave_evidence(places: Places) -> None:
+    """Remove what is large or secret: disks, medium, repository, keys."""
+    kept = {".log", ".png", ".json", ".svg"}
+    for path in places.folder.iterdir():
+        if path.is_dir() and path != places.job:
+            shutil.rmtree(path)
+        elif path.is_file() and path.suffix not in kept:
+            path.unlink()

@@ -1,0 +1,206 @@
+"""What a drill is to do, frozen before anything starts."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Final
+
+from imager.errors import UsageError
+from imager.layout.disk import Disk
+from imager.layout.firmware import FirmwareKind
+from imager.layout.machine import Machine
+from restore.drill.vm_spec import Bus, Drive, Firmware, Forward, Share, UserNetwork, VmSpec
+
+# The rescue medium promises to work in this much, so that is what drills give it.
+RESCUE_MEMORY_MIB: Final = 1024
+
+JOB_SHARE: Final = "remetal-job"
+REPOSITORY_SHARE: Final = "remetal-repository"
+
+_BUSES: Final = {
+    "virtio": Bus.VIRTIO,
+    "nvme": Bus.NVME,
+    "sata": Bus.SATA,
+    "ata": Bus.SATA,
+    "usb": Bus.USB,
+    "scsi": Bus.SCSI,
+    "sas": Bus.SCSI,
+    "iscsi": Bus.SCSI,
+    "fc": Bus.SCSI,
+}
+
+
+class Medium(StrEnum):
+    """What the rescue medium is attached as."""
+
+    CD = "cd"
+    USB = "usb"
+
+
+@dataclass(frozen=True, slots=True)
+class BlankDisk:
+    """A blank disk the machine is restored onto.
+
+    Attributes:
+        size: bytes.
+        bus: how it is attached.
+        serial: what the guest reads, or None.
+        wwn: or None.
+        sector: bytes of a logical sector.
+    """
+
+    size: int
+    bus: Bus
+    serial: str | None = None
+    wwn: str | None = None
+    sector: int = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where a drill keeps its files; all below one folder.
+
+    Attributes:
+        folder: exists, readable by its owner only.
+    """
+
+    folder: Path
+
+    @property
+    def job(self) -> Path:
+        """The directory the rescue system reads its order from and writes its report to."""
+        return self.folder / "job"
+
+    @property
+    def nvram(self) -> Path:
+        """The UEFI variables, which the restore changes and the restored machine starts with."""
+        return self.folder / "nvram.fd"
+
+    def disk(self, index: int) -> Path:
+        """The disk with that number."""
+        return self.folder / f"disk{index}.raw"
+
+    def consoles(self, machine: str) -> tuple[Path, Path]:
+        """What `machine` ("rescue" or "restored") writes on its two serial ports."""
+        return self.folder / f"{machine}-ttyS0.log", self.folder / f"{machine}-ttyS1.log"
+
+    def screenshot(self, machine: str) -> Path:
+        """The last look at the screen of `machine`."""
+        return self.folder / f"{machine}.png"
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """One drill.
+
+    Attributes:
+        name: of the machine.
+        firmware: what starts the rescue medium and the restored machine.
+        medium: what the rescue medium is attached as.
+        disks: blank ones, in the order of the saved ones.
+        memory_mib: RAM of the restored machine.
+        uuid: DMI UUID of the machine, or None.
+        ports: TCP ports of which an open one counts as proof; then the machine has a network
+            card on a network that leads nowhere.
+    """
+
+    name: str
+    firmware: Firmware
+    medium: Medium
+    disks: tuple[BlankDisk, ...]
+    memory_mib: int
+    uuid: str | None = None
+    ports: tuple[int, ...] = ()
+
+    def rescue(self, places: Places, iso: Path, repository: Path) -> VmSpec:
+        """Return the machine that starts the medium with blank disks and the repository."""
+        bus = Bus.CDROM if self.medium is Medium.CD else Bus.USB
+        return VmSpec(
+            name=f"{self.name}-rescue",
+            memory_mib=RESCUE_MEMORY_MIB,
+            firmware=self.firmware,
+            nvram=self._nvram(places),
+            drives=(
+                Drive(iso, bus=bus, serial="REMETAL-RESCUE", read_only=True, bootindex=0),
+                *self._drives(places),
+            ),
+            shares=(
+                Share(JOB_SHARE, places.job, read_only=False),
+                Share(REPOSITORY_SHARE, repository, read_only=True),
+            ),
+            serials=places.consoles("rescue"),
+            uuid=self.uuid,
+        )
+
+    def restored(self, places: Places) -> VmSpec:
+        """Return the machine with the restored disks alone.
+
+        Under UEFI it starts what the restore left in the NVRAM; nothing tells it where to look.
+        """
+        return VmSpec(
+            name=f"{self.name}-restored",
+            memory_mib=self.memory_mib,
+            firmware=self.firmware,
+            nvram=self._nvram(places),
+            drives=self._drives(places),
+            serials=places.consoles("restored"),
+            network=UserNetwork(tuple(Forward(0, port) for port in self.ports))
+            if self.ports
+            else None,
+            uuid=self.uuid,
+        )
+
+    def _nvram(self, places: Places) -> Path | None:
+        return None if self.firmware is Firmware.BIOS else places.nvram
+
+    def _drives(self, places: Places) -> tuple[Drive, ...]:
+        return tuple(
+            Drive(
+                places.disk(index),
+                bus=disk.bus,
+                serial=disk.serial,
+                wwn=disk.wwn,
+                sector=disk.sector,
+            )
+            for index, disk in enumerate(self.disks)
+        )
+
+
+def default_firmware(machine: Machine) -> Firmware:
+    """Return the firmware the saved machine had."""
+    if machine.firmware.kind is FirmwareKind.BIOS:
+        return Firmware.BIOS
+    return Firmware.SECUREBOOT if machine.firmware.secure_boot else Firmware.UEFI
+
+
+def check_firmware(machine: Machine, firmware: Firmware) -> None:
+    """Refuse a firmware that can't start the machine.
+
+    Raises:
+        UsageError: a machine made for BIOS under UEFI, or the other way round.
+    """
+    saved = default_firmware(machine)
+    if (saved is Firmware.BIOS) != (firmware is Firmware.BIOS):
+        raise UsageError(
+            f"{machine.name} starts from {machine.firmware.kind.value}, not from {firmware.value}",
+            hint="Leave --firmware out to drill with the firmware the machine has.",
+        )
+
+
+def blank_disk(disk: Disk, bus: Bus | None = None, serial: str | None = None) -> BlankDisk:
+    """Return a blank disk like a saved one.
+
+    Args:
+        disk: the saved one.
+        bus: how it is attached, when known better than from the image; a disk whose transport
+            is not known is attached by virtio.
+        serial: its serial number, when known better than from the image.
+    """
+    identity = disk.identity
+    return BlankDisk(
+        size=identity.size,
+        bus=bus or _BUSES.get(identity.transport or "", Bus.VIRTIO),
+        serial=serial or identity.serial,
+        wwn=identity.wwn if identity.wwn and identity.wwn.startswith("0x") else None,
+        sector=identity.logical_sector,
+    )
