@@ -17,7 +17,7 @@ from imager.errors import (
     TargetTooSmall,
     UsageError,
 )
-from imager.layout.disk import DiskIdentity
+from imager.layout.disk import Disk, DiskIdentity
 from restore.match import Basis, NewFile, Survey, match, parse_map
 
 MIB = 1 << 20
@@ -42,7 +42,11 @@ def here(
     )
 
 
-def survey(*disks: BlockDisk, named=None, forbidden=None) -> Survey:
+def survey(
+    *disks: BlockDisk,
+    named: dict[str, BlockDisk | NewFile] | None = None,
+    forbidden: dict[str, str] | None = None,
+) -> Survey:
     return Survey(disks, named or {}, {Path(k): v for k, v in (forbidden or {}).items()})
 
 
@@ -116,7 +120,9 @@ B = {"wwn": "0xb", "serial": "SB", "model": "M"}
         ),
     ],
 )
-def test_who_takes_whom(saved, disks, expected):
+def test_who_takes_whom(
+    saved: list[Disk], disks: list[BlockDisk], expected: list[tuple[str, Basis]]
+) -> None:
     found = match(machine(*saved), survey(*disks))
     assert [(item.target.path.name, item.basis) for item in found] == expected
     assert [item.saved.id for item in found] == [item.id for item in saved]
@@ -167,7 +173,7 @@ def test_who_takes_whom(saved, disks, expected):
             TargetTooSmall,
             ["1048576 bytes too small"],
             id="one disk, too small",
-        ),  # fmt: skip
+        ),
         pytest.param(
             [disk(**A)],
             survey(here("sda", usage=MOUNTED, **A), here("sdb")),
@@ -202,7 +208,7 @@ def test_who_takes_whom(saved, disks, expected):
             TargetError,
             ["sectors of 4096"],
             id="the same disk, formatted to other sectors",
-        ),  # fmt: skip
+        ),
         pytest.param(
             [disk()],
             survey(named={"disk0": here("sda", 63 * MIB)}),
@@ -223,7 +229,7 @@ def test_who_takes_whom(saved, disks, expected):
             TargetError,
             ["read-only"],
             id="named, read-only",
-        ),  # fmt: skip
+        ),
         pytest.param(
             [disk("disk0"), disk("disk1")],
             survey(named={"disk0": here("sda"), "disk1": here("sda")}),
@@ -237,17 +243,19 @@ def test_who_takes_whom(saved, disks, expected):
             UsageError,
             ["twice"],
             id="one saved disk twice",
-        ),  # fmt: skip
+        ),
         pytest.param(
             [disk()],
             survey(named={"disk7": here("sda")}),
             UsageError,
             ["disk7"],
             id="no such saved disk",
-        ),  # fmt: skip
+        ),
     ],
 )
-def test_refusals(saved, surveyed, error, words):
+def test_refusals(
+    saved: list[Disk], surveyed: Survey, error: type[RemetalError], words: list[str]
+) -> None:
     with pytest.raises(RemetalError) as caught:
         match(machine(*saved), surveyed)
     assert type(caught.value) is error
@@ -256,28 +264,30 @@ def test_refusals(saved, surveyed, error, words):
         assert word in caught.value.message
 
 
-def test_named_goes_first_and_by_serial():
+def test_named_goes_first_and_by_serial() -> None:
     saved = [disk("disk0", **A), disk("disk1", **B)]
-    found = match(machine(*saved), survey(here("sda", **A), here("sdb"), named={"SB": here("sda", **A)}))  # fmt: skip
+    found = match(
+        machine(*saved), survey(here("sda", **A), here("sdb"), named={"SB": here("sda", **A)})
+    )
     assert [(item.target.path.name, item.basis) for item in found] == [
         ("sdb", Basis.SIZE),
         ("sda", Basis.NAMED),
     ]
 
 
-def test_a_stick_is_taken_when_it_is_named():
+def test_a_stick_is_taken_when_it_is_named() -> None:
     found = match(machine(disk()), survey(named={"disk0": here("sda", removable=True)}))
     assert found[0].target.path == Path("/dev/sda")
 
 
-def test_a_new_file_gets_the_saved_size_and_sector():
+def test_a_new_file_gets_the_saved_size_and_sector() -> None:
     saved = disk(logical_sector=4096)
     (found,) = match(machine(saved), survey(named={"disk0": NewFile(Path("/srv/a.raw"))}))
     assert found.is_new
     assert found.target.identity == DiskIdentity(size=64 * MIB, logical_sector=4096)
 
 
-def test_parse_map():
+def test_parse_map() -> None:
     assert parse_map(["disk0=/dev/sdb", "S=a=b"]) == {
         "disk0": Path("/dev/sdb"),
         "S": Path("a=b"),
@@ -285,6 +295,6 @@ def test_parse_map():
 
 
 @pytest.mark.parametrize("values", [["disk0"], ["=x"], ["disk0="], ["a=1", "a=2"]])
-def test_parse_map_refuses(values):
+def test_parse_map_refuses(values: list[str]) -> None:
     with pytest.raises(UsageError):
         parse_map(values)

@@ -4,11 +4,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from memory_image import disk, ext4, image_of, machine
+from memory_image import MemoryImage, disk, ext4, image_of, machine
 
 from imager.blockdev import BlockDisk
 from imager.errors import ObjectDamaged, TargetError
-from imager.layout.disk import DiskIdentity, Volume, VolumeRole
+from imager.layout.disk import Disk, DiskIdentity, Volume, VolumeRole
 from imager.layout.filesystem import Filesystem
 from imager.layout.firmware import BootEntry, Firmware, FirmwareKind
 from imager.layout.partition_table import Partition, PartitionTable, TableKind
@@ -18,6 +18,7 @@ from restore.plan import (
     EnsureFallbackLoader,
     LogToEsp,
     MakeFile,
+    Plan,
     RelocateBackupGpt,
     SetBootEntries,
     VerifyVolume,
@@ -45,11 +46,11 @@ ENTRY = BootEntry("debian", ESP_UUID, "\\EFI\\debian\\shimx64.efi")
 UEFI = Firmware(FirmwareKind.UEFI, boot_entries=(ENTRY,))
 
 
-def saved_disk(**identity):
+def saved_disk(**identity: object) -> Disk:
     return replace(disk(size=64 * MIB, volumes=VOLUMES, **identity), table=TABLE)
 
 
-def image(firmware=UEFI, **identity):
+def image(firmware: Firmware = UEFI, **identity: object) -> MemoryImage:
     half = 8 * MIB
     return image_of(
         machine(saved_disk(**identity), firmware=firmware),
@@ -63,8 +64,15 @@ def image(firmware=UEFI, **identity):
 
 
 def plan_for(
-    made, *, size=64 * MIB, is_device=True, is_new=False, wishes=None, surroundings=None, **identity
-):
+    made: MemoryImage,
+    *,
+    size: int = 64 * MIB,
+    is_device: bool = True,
+    is_new: bool = False,
+    wishes: Wishes | None = None,
+    surroundings: Surroundings | None = None,
+    **identity: object,
+) -> Plan:
     target = BlockDisk(
         path=Path("/dev/vda" if is_device else "/srv/a.raw"),
         identity=replace(
@@ -86,7 +94,7 @@ def plan_for(
     )
 
 
-def kinds(plan):
+def kinds(plan: Plan) -> list[str]:
     return [type(step).__name__ for step in plan.steps]
 
 
@@ -128,13 +136,13 @@ Steps:
 Writes 34.0 MiB, of it 1.0 MiB from the image; reads 34.0 MiB back."""
 
 
-def test_a_whole_plan_as_a_person_reads_it():
+def test_a_whole_plan_as_a_person_reads_it() -> None:
     plan = plan_for(image(), size=80 * MIB)
     assert "\n".join(plan.lines()) == GOLDEN
     assert all(line.isascii() and len(line) <= 80 for line in plan.lines())
 
 
-def test_free_space_is_cleared_only_near_the_ends_of_a_volume():
+def test_free_space_is_cleared_only_near_the_ends_of_a_volume() -> None:
     plan = plan_for(image())
     (root,) = (s for s in plan.steps if isinstance(s, WriteVolume) and s.volume == "disk0/p2")
     # 1 MiB data, then 40 MiB free of which 7 MiB are near the start and 3 MiB near the end
@@ -143,7 +151,7 @@ def test_free_space_is_cleared_only_near_the_ends_of_a_volume():
     assert root.written == 16 * MIB
 
 
-def test_boot_areas_and_tables_come_after_all_content_is_verified():
+def test_boot_areas_and_tables_come_after_all_content_is_verified() -> None:
     plan = plan_for(image())
     order = [(s.name, s.volume) for s in plan.steps if isinstance(s, WriteVolume | VerifyVolume)]
     assert order == [
@@ -158,19 +166,21 @@ def test_boot_areas_and_tables_come_after_all_content_is_verified():
     ]
 
 
-def test_without_verification_nothing_is_read_back():
+def test_without_verification_nothing_is_read_back() -> None:
     plan = plan_for(image(), wishes=Wishes(verify=False))
     assert plan.verified == 0
     assert not any(isinstance(step, VerifyVolume) for step in plan.steps)
     assert plan.lines()[-1].endswith("no verification.")
 
 
-def test_the_same_size_needs_no_relocation():
+def test_the_same_size_needs_no_relocation() -> None:
     assert "RelocateBackupGpt" not in kinds(plan_for(image()))
 
 
 @pytest.mark.parametrize(("is_new", "first"), [(True, MakeFile), (False, EmptyFile)])
-def test_a_file_is_made_or_emptied_and_no_firmware_is_touched(is_new, first):
+def test_a_file_is_made_or_emptied_and_no_firmware_is_touched(
+    is_new: bool, first: type[object]
+) -> None:
     plan = plan_for(image(), is_device=False, is_new=is_new)
     assert type(plan.steps[0]) is first
     assert not {"WipeSignatures", "DiscardDisk", "RereadTable", "SetBootEntries"} & {*kinds(plan)}
@@ -178,24 +188,24 @@ def test_a_file_is_made_or_emptied_and_no_firmware_is_touched(is_new, first):
     assert "The target is a file" in plan.notes[0]
 
 
-def test_a_disk_that_can_not_discard_is_not_asked_to():
+def test_a_disk_that_can_not_discard_is_not_asked_to() -> None:
     assert "DiscardDisk" not in kinds(plan_for(image(), surroundings=Surroundings(uefi=True)))
 
 
-def test_bios_system_says_that_the_entry_can_not_be_set():
+def test_bios_system_says_that_the_entry_can_not_be_set() -> None:
     plan = plan_for(image(), surroundings=Surroundings(uefi=False))
     assert "SetBootEntries" not in kinds(plan)
     assert "EnsureFallbackLoader" in kinds(plan)
     assert "BIOS mode" in plan.notes[0]
 
 
-def test_a_bios_machine_needs_nothing_of_it():
+def test_a_bios_machine_needs_nothing_of_it() -> None:
     plan = plan_for(image(Firmware(FirmwareKind.BIOS)))
     assert not {"SetBootEntries", "EnsureFallbackLoader"} & {*kinds(plan)}
     assert plan.notes == ()
 
 
-def test_without_saved_entries_they_are_found_on_the_restored_partition():
+def test_without_saved_entries_they_are_found_on_the_restored_partition() -> None:
     plan = plan_for(image(Firmware(FirmwareKind.UEFI)))
     (entries,) = (step for step in plan.steps if isinstance(step, SetBootEntries))
     assert entries.entries == ()
@@ -203,7 +213,7 @@ def test_without_saved_entries_they_are_found_on_the_restored_partition():
     assert "for each loader found" in entries.describe()
 
 
-def test_entries_of_disks_that_are_not_in_the_image_are_named():
+def test_entries_of_disks_that_are_not_in_the_image_are_named() -> None:
     other = BootEntry("windows", "DDDDDDDD-0000-4000-8000-000000000009", "\\EFI\\x.efi")
     plan = plan_for(image(replace(UEFI, boot_entries=(other, ENTRY))))
     (entries,) = (step for step in plan.steps if isinstance(step, SetBootEntries))
@@ -211,13 +221,13 @@ def test_entries_of_disks_that_are_not_in_the_image_are_named():
     assert "windows" in plan.notes[0]
 
 
-def test_the_log_is_left_on_the_machine_only_when_asked_for():
+def test_the_log_is_left_on_the_machine_only_when_asked_for() -> None:
     assert not any(isinstance(step, LogToEsp) for step in plan_for(image()).steps)
     plan = plan_for(image(), wishes=Wishes(log_to_esp=True))
     assert isinstance(plan.steps[-1], LogToEsp)
 
 
-def test_a_larger_file_can_not_take_a_disk_with_large_sectors():
+def test_a_larger_file_can_not_take_a_disk_with_large_sectors() -> None:
     made = image(logical_sector=4096)
     with pytest.raises(TargetError, match="4096"):
         plan_for(made, size=80 * MIB, is_device=False)
@@ -235,20 +245,20 @@ def test_a_larger_file_can_not_take_a_disk_with_large_sectors():
     ],
     ids=["behind the end", "over another", "empty"],
 )
-def test_a_layout_that_would_write_elsewhere_is_refused(volume):
+def test_a_layout_that_would_write_elsewhere_is_refused(volume: Volume) -> None:
     boot = Volume("disk0/boot-area", VolumeRole.BOOT_AREA, 0, MIB)
     made = image_of(machine(disk(volumes=(boot, volume))), {})
     with pytest.raises(ObjectDamaged, match="disk0/p2"):
         plan_for(made)
 
 
-def test_a_map_that_does_not_cover_its_volume_is_refused():
+def test_a_map_that_does_not_cover_its_volume_is_refused() -> None:
     made = image_of(machine(disk()), {"disk0/whole": [("zero", 63 * MIB)]})
     with pytest.raises(ObjectDamaged, match="disk0/whole"):
         plan_for(made)
 
 
-def test_the_document_says_the_same_as_the_lines():
+def test_the_document_says_the_same_as_the_lines() -> None:
     plan = plan_for(image())
     document = plan.document()
     assert [step["text"] for step in document["steps"]] == [s.describe() for s in plan.steps]

@@ -1,0 +1,140 @@
+"""`remetal restore`: rewrite disks with a saved machine."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from imager.commands.secrets import load_recovery_key, recovery_options
+from imager.console import Output, verb
+from imager.errors import NotConfirmed, UsageError
+from imager.repository.repository import Repository
+from imager.units import format_duration
+from restore import job
+from restore.log import DEFAULT_PATH, RestoreLog
+from restore.match import parse_map
+from restore.plan import Plan
+from restore.planner import Wishes
+from restore.targets import on_medium
+
+CONFIRMATION = "overwrite"
+
+
+@click.command()
+@click.argument("repo")
+@click.argument("image")
+@click.option(
+    "--map",
+    "maps",
+    multiple=True,
+    metavar="SAVED=TARGET",
+    help="Which disk takes a saved disk; may be given more than once. SAVED is its id (disk0) or "
+    "its serial, TARGET a disk or a raw file; a file that does not exist is made. "
+    "By default disks are recognised by WWN, serial and size.",
+)
+@click.option("--dry-run", is_flag=True, help="Show the plan, and write nothing.")
+@click.option("--yes", is_flag=True, help="Do not ask before writing.")
+@click.option(
+    "--verify/--no-verify", default=True, show_default=True, help="Read back all that was written."
+)
+@click.option(
+    "--boot-entries/--no-boot-entries",
+    default=None,
+    help="Set the boot entries in the UEFI firmware of this machine. By default on the rescue "
+    "medium only.",
+)
+@click.option(
+    "--log",
+    "log_path",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help=f"Where to write the log; by default {DEFAULT_PATH} on the rescue medium.",
+)
+@click.option(
+    "--log-to-esp",
+    is_flag=True,
+    help="Also leave the log on the restored EFI system partition.",
+)
+@recovery_options
+@verb
+def restore(
+    out: Output,
+    repo: str,
+    image: str,
+    maps: tuple[str, ...],
+    dry_run: bool,
+    yes: bool,
+    verify: bool,
+    boot_entries: bool | None,
+    log_path: Path | None,
+    log_to_esp: bool,
+    recovery_key: Path | None,
+    passphrase_file: Path | None,
+) -> None:
+    """Rewrite disks with the machine in IMAGE. All data on them is replaced.
+
+    IMAGE is `latest`, a machine's name (its newest image), or the beginning of an image's id.
+    The plan is shown first; nothing is written before it is agreed to. Disks that are in use, that
+    hold the repository, this system or the rescue medium, and disks that are too small are
+    refused.
+
+    \b
+    Examples:
+      remetal restore /srv/images web1 --dry-run
+      remetal restore /srv/images latest --map disk0=/dev/sdb
+      remetal restore /srv/images 4f2a --map disk0=/var/lib/vm/web1.raw
+    """
+    mapping = parse_map(maps)
+    if out.as_json and not (dry_run or yes):
+        raise UsageError("with --json nobody can be asked", hint="Give --yes or --dry-run as well.")
+    repository = Repository.open(repo)
+    unlocked = load_recovery_key(out, repository, recovery_key, passphrase_file)
+    medium = on_medium()
+    log = RestoreLog(None if dry_run else log_path or (DEFAULT_PATH if medium else None))
+    opened = job.open_saved(out, repository, image, unlocked, log)
+    wishes = Wishes(
+        verify=verify,
+        boot_entries=medium if boot_entries is None else boot_entries,
+        log_to_esp=log_to_esp,
+    )
+    plan = job.prepare(repository, opened, mapping, wishes, log)
+    for line in plan.lines():
+        out.say(line)
+    if dry_run:
+        out.document({"dry_run": True, "plan": plan.document()})
+        return
+    if not yes:
+        _confirm(out, plan)
+    job.carry_out(out, opened, plan, log)
+    report = log.report()
+    out.document({**report, "plan": plan.document(), "log": log.path})
+    seconds = sum(outcome.seconds for outcome in log.outcomes)
+    verified = "and verified " if plan.verified else ""
+    out.say()
+    for outcome in log.outcomes:
+        for note in outcome.notes:
+            out.say(f"{outcome.subject}: {note}")
+    out.say(f"{plan.machine} is restored {verified}in {format_duration(seconds)}.")
+    if log.path is not None:
+        out.say(f"The log is in {log.path}.")
+
+
+def _confirm(out: Output, plan: Plan) -> None:
+    """Ask for a word that nobody types by accident.
+
+    Raises:
+        NotConfirmed: something else was typed, or there is no terminal to ask at.
+    """
+    if not sys.stdin.isatty():
+        raise NotConfirmed(
+            "there is no terminal to ask at before overwriting disks",
+            hint="Give --yes when the plan is what you want; nothing was written.",
+        )
+    out.say()
+    out.say("This overwrites:")
+    for target in plan.targets:
+        out.say(f"  {target.describe()}")
+    answer: str = click.prompt(
+        f"Type {CONFIRMATION} to go on, anything else to stop", default="", show_default=False
+    )
+    if answer.strip() != CONFIRMATION:
+        raise NotConfirmed("the plan was not agreed to")

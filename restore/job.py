@@ -1,0 +1,86 @@
+"""One restore from an opened image to the last step: what `restore` and `rescue` share."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from imager.console import Output
+from imager.errors import Interrupted, RemetalError
+from imager.repository.backend.directory import DirectoryBackend
+from imager.repository.repository import Repository
+from imager.repository.retrieval import OpenImage, Unlocked, open_image
+from restore import targets
+from restore.execute import Outcome, execute
+from restore.log import RestoreLog
+from restore.match import match
+from restore.plan import Plan
+from restore.planner import Wishes, make_plan
+
+
+def open_saved(
+    out: Output, repository: Repository, reference: str, unlocked: Unlocked, log: RestoreLog
+) -> OpenImage:
+    """Open the image that a person means.
+
+    Raises:
+        UnknownImage, ObjectDamaged, UntrustedObject: as `open_image` says.
+    """
+    started = time.monotonic()
+    opened = open_image(
+        repository,
+        reference,
+        unlocked,
+        lambda problem: out.remark(f"warning: {problem.error.message}"),
+    )
+    log.record(Outcome("open-image", opened.image.id[:12], time.monotonic() - started))
+    return opened
+
+
+def prepare(
+    repository: Repository,
+    opened: OpenImage,
+    mapping: Mapping[str, Path],
+    wishes: Wishes,
+    log: RestoreLog,
+) -> Plan:
+    """Match disks and make the plan. Nothing is written to any of them.
+
+    Raises:
+        TargetError: and those below it, when a disk can't take what was saved.
+        NoRoom: the filesystem of a target file is too full.
+        ObjectDamaged: the image contradicts itself.
+    """
+    started = time.monotonic()
+    backend = repository.backend
+    place = Path(backend.location) if isinstance(backend, DirectoryBackend) else None
+    found = match(opened.machine, targets.survey(place, mapping))
+    plan = make_plan(
+        opened,
+        found,
+        reference=opened.image.id[:12],
+        taken=opened.summary.finished,
+        wishes=wishes,
+        surroundings=targets.surroundings(),
+    )
+    targets.check_room(plan)
+    log.planned(plan)
+    log.record(Outcome("plan", plan.machine, time.monotonic() - started))
+    return plan
+
+
+def carry_out(out: Output, opened: OpenImage, plan: Plan, log: RestoreLog) -> None:
+    """Do what the plan says, with progress and a log.
+
+    Raises:
+        RemetalError: as `restore.execute.execute` says; it is in the log then.
+    """
+    try:
+        with out.progress("restore", plan.written + plan.verified) as advance:
+            execute(plan, opened, advance=advance, record=log.record, log=log.text)
+    except RemetalError as error:
+        log.fail(error)
+        raise
+    except KeyboardInterrupt:
+        log.fail(Interrupted("stopped on request"))
+        raise
+    log.finish()

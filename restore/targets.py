@@ -1,0 +1,134 @@
+"""What this machine has to offer: the facts that matching and planning decide on. Only reads."""
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+from imager import blockdev
+from imager.blockdev import BlockDisk
+from imager.errors import NoRoom, NoTarget, SourceError
+from imager.units import format_size
+from restore.bootrepair.efi import started_by_uefi
+from restore.match import NewFile, Survey
+from restore.plan import Plan, TargetKind, WriteVolume
+from restore.planner import Surroundings
+
+# The description that the rescue medium carries of itself; nowhere else is there such a file.
+MEDIUM_DESCRIPTION: Final = Path("/etc/remetal/medium.json")
+
+# ISO 9660: the primary volume descriptor, and the volume's name in it.
+_ISO_DESCRIPTOR: Final = 32768
+_ISO_SECTOR: Final = 2048
+_ISO_MAGIC: Final = b"\x01CD001"
+_ISO_NAME: Final = slice(40, 72)
+_MEDIUM_NAME: Final = b"REMETAL"
+
+
+def on_medium() -> bool:
+    """Return whether this system was started from a rescue medium."""
+    return MEDIUM_DESCRIPTION.exists()
+
+
+def survey(repository: Path | None, mapping: Mapping[str, Path]) -> Survey:
+    """Look at the disks of this machine and at what `--map` names.
+
+    Args:
+        repository: directory of the repository, if it is one.
+        mapping: values of `--map`.
+
+    Raises:
+        NoTarget: a target of `--map` can't be one.
+        SourceError: a disk can't be looked at.
+    """
+    disks = blockdev.list_disks()
+    named = {saved: _named(path) for saved, path in mapping.items()}
+    forbidden = dict(_forbidden(disks, repository))
+    for target in named.values():
+        if repository is not None and target.path.is_relative_to(repository.resolve()):
+            forbidden[target.path] = "lies in the repository"
+        elif isinstance(target, BlockDisk) and _is_medium(target):
+            forbidden[target.path] = "is a rescue medium"
+    return Survey(disks, named, forbidden)
+
+
+def surroundings() -> Surroundings:
+    """Return what this system can do."""
+    return Surroundings(
+        uefi=started_by_uefi(),
+        discards=frozenset(disk.path for disk in blockdev.list_disks() if _discards(disk.path)),
+    )
+
+
+def check_room(plan: Plan) -> None:
+    """Make sure that the filesystems of target files can take what will be written.
+
+    Raises:
+        NoRoom: one can't.
+    """
+    needed: defaultdict[int, int] = defaultdict(int)
+    places: dict[int, Path] = {}
+    for step in plan.steps:
+        if isinstance(step, WriteVolume) and step.target.kind is not TargetKind.DEVICE:
+            folder = step.target.path.parent
+            needed[folder.stat().st_dev] += step.data
+            places[folder.stat().st_dev] = folder
+    for target in plan.targets:
+        if target.kind is TargetKind.FILE:
+            status = target.path.stat()
+            needed[status.st_dev] -= status.st_blocks * 512  # what emptying it gives back
+    for device, folder in places.items():
+        room = os.statvfs(folder)
+        free = room.f_bavail * room.f_frsize
+        if needed[device] > free:
+            raise NoRoom(
+                f"{folder} has {format_size(free)} free, and the restore needs "
+                f"{format_size(needed[device])}",
+                hint="Free some room, or choose another place; nothing was written.",
+            )
+
+
+def _named(path: Path) -> BlockDisk | NewFile:
+    if path.exists():
+        return blockdev.identify(path)
+    absolute = path.absolute()
+    if not absolute.parent.is_dir():
+        raise NoTarget(
+            f"there is no folder {absolute.parent} for {path.name}",
+            hint="Name a disk, a disk file, or a new file in a folder that exists.",
+        )
+    if absolute.is_relative_to("/dev"):
+        raise NoTarget(f"there is no disk {path}", hint="`lsblk` lists the disks of this machine.")
+    return NewFile(absolute.parent.resolve() / absolute.name)
+
+
+def _forbidden(disks: Iterable[BlockDisk], repository: Path | None) -> Iterator[tuple[Path, str]]:
+    if repository is not None:
+        for device in blockdev.disks_under(repository):
+            yield device, "holds the repository"
+    for device in blockdev.disks_under(Path("/")):
+        yield device, "runs this system"
+    for disk in disks:
+        if _is_medium(disk):
+            yield disk.path, "is a rescue medium"
+
+
+def _is_medium(disk: BlockDisk) -> bool:
+    """Whether a disk carries a rescue medium; a failing disk that can't be read is none."""
+    if disk.identity.size < _ISO_DESCRIPTOR + _ISO_SECTOR:
+        return False
+    try:
+        with blockdev.open_disk(disk.path) as fd:
+            descriptor = blockdev.read_at(fd, _ISO_DESCRIPTOR, _ISO_SECTOR)
+    except SourceError:
+        return False
+    return descriptor.startswith(_ISO_MAGIC) and descriptor[_ISO_NAME].startswith(_MEDIUM_NAME)
+
+
+def _discards(device: Path) -> bool:
+    limit = Path("/sys/block") / device.name / "queue" / "discard_max_bytes"
+    try:
+        return int(limit.read_text()) > 0
+    except (OSError, ValueError):
+        return False
