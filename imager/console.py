@@ -36,6 +36,7 @@ from imager.errors import Interrupted, NoRoom, RemetalError, UsageError
 from imager.units import format_duration, format_size
 
 _GROUP: Final = "remetal.commands"
+_PIPE_WIDTH: Final = 200
 _PLAIN_INTERVAL: Final = 5.0  # seconds between progress lines without a terminal
 
 Advance = Callable[[int], None]
@@ -53,7 +54,9 @@ class Output:
         self.as_json = as_json
         self.quiet = quiet
         self._document: dict[str, Any] = {}
-        self._out = Console(highlight=False, soft_wrap=True)
+        # Without a terminal nothing wraps: logs and pipes get whole lines.
+        wide = None if sys.stdout.isatty() else _PIPE_WIDTH
+        self._out = Console(highlight=False, soft_wrap=True, width=wide)
         self._err = Console(stderr=True, highlight=False, soft_wrap=True)
 
     def say(self, text: str = "") -> None:

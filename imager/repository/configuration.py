@@ -82,10 +82,16 @@ class Configuration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             document = msgspec.json.decode(data, type=Configuration)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise NotARepository(
-                f"the file `config` at {location} is damaged or not remetal's: {error}"
+                f"the file `config` at {location} is damaged or not remetal's ({error})",
+                hint="If there is a repository, every image in it is touched: bring `config` back "
+                "from a copy. Otherwise check the path, or make one with `remetal init REPO`.",
             ) from error
         if document.version != FORMAT_VERSION:
-            raise UnsupportedFormat(f"{location} has format version {document.version}")
+            raise UnsupportedFormat(
+                f"the repository at {location} has format version {document.version}",
+                hint="Use the version of remetal that wrote it. If it was this one, `config` is "
+                "damaged and every image in it is touched: bring it back from a copy.",
+            )
         return document
 
     def open_secrets(self, key: RecipientKey) -> Secrets | None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import Enum, IntEnum
 from typing import Final
 
-from imager.errors import ObjectDamaged, UnsupportedFormat, WrongKey
+from imager.errors import ObjectDamaged, UnsupportedFormat
 
 FORMAT_VERSION: Final = 1
 ID_HASH_BLAKE3: Final = 1
@@ -83,9 +83,8 @@ class Header:
             what: the object's name, for errors.
 
         Raises:
-            ObjectDamaged: too short, or not such an object.
+            ObjectDamaged: too short, not such an object, or of another repository.
             UnsupportedFormat: of another version.
-            WrongKey: of another repository.
         """
         if len(data) < HEADER_SIZE:
             raise ObjectDamaged(f"{what} is too short")
@@ -95,7 +94,7 @@ class Header:
         if version != FORMAT_VERSION or id_hash != ID_HASH_BLAKE3:
             raise UnsupportedFormat(f"{what} has format version {version}, id hash {id_hash}")
         if owner != repository:
-            raise WrongKey(
+            raise ObjectDamaged(
                 f"{what} belongs to repository {owner.hex()}, not to {repository.hex()}",
                 hint="The configuration or the object was exchanged; use the right repository.",
             )

@@ -172,10 +172,9 @@ def decode(
     """Read an image object and check everything that can be checked without a recovery key.
 
     Raises:
-        ObjectDamaged: its bytes are not those that were written.
+        ObjectDamaged: its bytes are not those that were written, or of another repository.
         UntrustedObject: it is intact, but no credential of this repository signed it.
         UnsupportedFormat: it is of another version.
-        WrongKey: it is of another repository.
     """
     what = f"image {image_id[:12]}"
     if hashlib.sha256(data).hexdigest() != image_id:

@@ -75,9 +75,8 @@ class Segment:
         """Open an index object and check all of it.
 
         Raises:
-            ObjectDamaged: it is not as it was written.
+            ObjectDamaged: it is not as it was written, or of another repository.
             UnsupportedFormat: it is of another version.
-            WrongKey: it is of another repository.
         """
         if PREFIX + hashlib.sha256(data).hexdigest() != name:
             raise ObjectDamaged(f"{name} has other bytes than were written")

@@ -187,7 +187,7 @@ class Repository:
         """Return the group keys of a credential, after checking that it belongs here.
 
         Raises:
-            WrongKey: it is of another repository.
+            ObjectDamaged: it is of another repository.
             UntrustedObject: this repository does not vouch for it.
         """
         certificate = Certificate.decode(

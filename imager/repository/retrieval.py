@@ -6,15 +6,22 @@ credential has no method here that returns content.
 
 import hashlib
 import threading
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
 
-from imager.errors import ObjectDamaged, ObjectMissing, RecoveryKeyNeeded, RemetalError
+from imager.errors import (
+    ObjectDamaged,
+    ObjectMissing,
+    RecoveryKeyNeeded,
+    RemetalError,
+    RepositoryError,
+)
 from imager.layout.machine import Machine
 from imager.repository import envelope as envelopes
 from imager.repository import volume_map
@@ -34,7 +41,9 @@ _FETCHERS: Final = 2
 _IN_FLIGHT: Final = 3
 # Below this share of a pack its blobs are fetched one by one, not the pack whole.
 _WHOLE_SHARE: Final = 0.3
+_SMALL_PACK: Final = MIB
 _GROUP_BYTES: Final = 32 * MIB
+_RECENT_PACKS: Final = 2
 
 Warn = Callable[[Problem], None]
 
@@ -89,12 +98,15 @@ class MapReader:
         repository: where the maps lie.
         keys: of the group.
         index: of the repository.
+        warn: told of damage that did not keep maps from being read.
     """
 
-    def __init__(self, repository: Repository, keys: GroupKeys, index: Index) -> None:
+    def __init__(self, repository: Repository, keys: GroupKeys, index: Index, warn: Warn) -> None:
         self._repository = repository
         self._keys = keys
         self._index = index
+        self._warn = warn
+        self._recent: OrderedDict[str, memoryview] = OrderedDict()
         self._identifier = Identifier(keys.map_id_key)
         self._visited: set[str] = set()
 
@@ -130,15 +142,27 @@ class MapReader:
 
     def _open(self, identity: bytes, place: Location) -> bytes:
         name = self._index.pack_name(place)
-        backend = self._repository.backend
-        header = Header.decode(
-            backend.get_range(name, 0, HEADER_SIZE), Magic.PACK, self._repository.id, name
-        )
+        pack = self._pack(name, self._index.packs[place.pack][0])
+        header = Header.decode(bytes(pack[:HEADER_SIZE]), Magic.PACK, self._repository.id, name)
         opener = Opener(self._keys.map_key(header.session), self._identifier)
-        blob = backend.get_range(name, place.offset, place.length)
+        blob = pack[place.offset : place.offset + place.length]
         node = opener.open(identity, place.plain, place.codec, blob)
         self._visited.add(name)
         return node
+
+    def _pack(self, name: str, digest: bytes) -> memoryview:
+        """Return a pack of maps whole: neighbours in a map are neighbours in a pack."""
+        pack = self._recent.pop(name, None)
+        if pack is None:
+            pack = memoryview(self._repository.backend.get(name))
+            if hashlib.sha256(pack).digest() != digest:
+                self._warn(
+                    Problem(name, ObjectDamaged(f"{name} has other bytes than were written"))
+                )
+        self._recent[name] = pack
+        if len(self._recent) > _RECENT_PACKS:
+            self._recent.popitem(last=False)
+        return pack
 
 
 @dataclass(slots=True)
@@ -171,15 +195,16 @@ class OpenImage:
         self.image = image
         self.summary = image.summary
         what = f"image {image.id[:12]}"
-        session_key = unlocked.session_key(image.header, image.envelope, what)
-        self.manifest: Manifest = image.open_manifest(
-            derive.derive(session_key, image.header.session, derive.MANIFEST)
-        )
+        with self._touched():
+            session_key = unlocked.session_key(image.header, image.envelope, what)
+            self.manifest: Manifest = image.open_manifest(
+                derive.derive(session_key, image.header.session, derive.MANIFEST)
+            )
         self._repository = repository
         self._unlocked = unlocked
         self._index = index
         self._warn = warn
-        self._maps = MapReader(repository, unlocked.keys, index)
+        self._maps = MapReader(repository, unlocked.keys, index, warn)
         self._identifier = Identifier(unlocked.keys.chunk_id_key)
 
     @property
@@ -188,8 +213,9 @@ class OpenImage:
         return self.manifest.machine
 
     def map(self, volume_id: str) -> volume_map.Runs:
-        """Return the map of a volume; see `MapReader.read`."""
-        return self._maps.read(self.summary, volume_id)
+        """Return the map of a volume; see `MapReader.read`. Errors name the image."""
+        with self._touched():
+            return self._maps.read(self.summary, volume_id)
 
     def identify(self, data: bytes | bytearray | memoryview) -> bytes:
         """Return the chunk id of a plaintext, to compare what was read back."""
@@ -221,6 +247,15 @@ class OpenImage:
                 for future in queue:
                     future.cancel()
 
+    @contextmanager
+    def _touched(self) -> Iterator[None]:
+        """Let every error that says the repository is damaged say which image that touches."""
+        try:
+            yield
+        except RepositoryError as error:
+            text = f"image {self.image.id[:12]} is touched: {error.message}"
+            raise type(error)(text, hint=error.hint) from error
+
     def _group(self, ids: Sequence[bytes]) -> list[tuple[int, _Wanted]]:
         groups: dict[int, _Wanted] = {}
         full: list[tuple[int, _Wanted]] = []
@@ -228,9 +263,8 @@ class OpenImage:
             identity = raw.tobytes()
             places = self._data_places(identity)
             if not places:
-                raise ObjectMissing(
-                    f"chunk {identity.hex()[:16]} of image {self.image.id[:12]} is nowhere"
-                )
+                with self._touched():
+                    raise ObjectMissing(f"chunk {identity.hex()[:16]} is nowhere")
             place = next((place for place in places if place.pack in groups), places[0])
             group = groups.setdefault(place.pack, _Wanted())
             group.places.append((identity, place))
@@ -269,7 +303,7 @@ class OpenImage:
         backend = self._repository.backend
         needed = sum(place.length for _, place in wanted.places)
         last = wanted.places[-1][1]
-        if needed < _WHOLE_SHARE * (last.offset + last.length):
+        if needed < _WHOLE_SHARE * (last.offset + last.length) - _SMALL_PACK:
             return self._open_alone
         data = memoryview(backend.get(name))
         if hashlib.sha256(data).digest() != self._index.packs[number][0]:
@@ -308,10 +342,8 @@ class OpenImage:
         try:
             plain = _first_intact(identity, others, self._open_alone, "chunk")
         except RemetalError:
-            raise type(first)(
-                f"image {self.image.id[:12]} is touched: {first.message} ({name})",
-                hint=first.hint,
-            ) from first
+            with self._touched():
+                raise first from None
         self._warn(Problem(name, first))
         return plain
 

@@ -22,7 +22,7 @@ from imager.repository.header import PackKind
 from imager.repository.image import SealedImage
 from imager.repository.index import Index, Segment, unique_ids
 from imager.repository.keyring import GroupKeys
-from imager.repository.repository import STATEMENTS, Repository
+from imager.repository.repository import STATEMENTS, Problem, Repository
 from imager.repository.retrieval import MapReader, OpenImage, Unlocked
 from imager.repository.statement import Certificate
 from imager.repository.volume_map import are_chunks
@@ -75,6 +75,7 @@ class _Work:
     images: list[SealedImage]
     needs: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     findings: list[Finding] = field(default_factory=list)
+    damaged_packs: dict[str, RemetalError] = field(default_factory=dict)
     objects: int = 0
     read_bytes: int = 0
     opened_chunks: int = 0
@@ -179,7 +180,12 @@ def _check_indexes(repository: Repository, keys: GroupKeys, work: _Work) -> Inde
 
 
 def _check_maps(repository: Repository, keys: GroupKeys, index: Index, work: _Work) -> None:
-    reader = MapReader(repository, keys, index)
+    damaged: dict[str, RemetalError] = {}
+
+    def warn(problem: Problem) -> None:
+        damaged[problem.name] = problem.error
+
+    reader = MapReader(repository, keys, index, warn)
     for image in work.images:
         for volume in image.summary.volumes:
             try:
@@ -203,6 +209,7 @@ def _check_maps(repository: Repository, keys: GroupKeys, index: Index, work: _Wo
                 work.add(
                     f"map of {volume.id}", f"{missing} of its chunks are in no pack", [image.id]
                 )
+    work.damaged_packs.update(damaged)
 
 
 def _check_packs(
@@ -215,10 +222,17 @@ def _check_packs(
             work.add(name, "this pack is missing", work.needs[name])
         elif sizes[name] < needed.get(name, 0):
             work.add(name, "this pack was cut off", work.needs[name])
-    if not read_data:
-        work.objects += len(sizes)
+    if read_data:
+        _read_packs(repository, sizes, work, advance)
         return
+    for name, problem in work.damaged_packs.items():
+        work.add(name, problem, work.needs[name])
+    work.objects += len(sizes) - len(work.damaged_packs)
 
+
+def _read_packs(
+    repository: Repository, sizes: dict[str, int], work: _Work, advance: Advance
+) -> None:
     def verify(name: str) -> tuple[str, RemetalError | None]:
         try:
             data = repository.backend.get(name)
@@ -230,12 +244,12 @@ def _check_packs(
         return name, None
 
     with ThreadPoolExecutor(_READERS, thread_name_prefix="check") as pool:
-        for name, error in pool.map(verify, sorted(sizes)):
+        for name, problem in pool.map(verify, sorted(sizes)):
             work.read_bytes += sizes[name]
-            if error is None:
+            if problem is None:
                 work.objects += 1
             else:
-                work.add(name, error, work.needs[name])
+                work.add(name, problem, work.needs[name])
 
 
 def _open_everything(repository: Repository, unlocked: Unlocked, index: Index, work: _Work) -> None:

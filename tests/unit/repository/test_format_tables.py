@@ -89,7 +89,9 @@ def test_numbers() -> None:
     assert f"multiple of {volume_map._CUT_MODULUS}" in section(6)
     assert f"at least {chunker.LEAST_ZERO_BLOCKS} blocks" in section(6)
     assert f"blocks of {chunker.BLOCK} bytes" in section(6)
-    assert f"before {chunker.LEAST_BLOCKS} blocks, and at {chunker.MOST_BLOCKS} blocks" in section(6)
+    assert f"before {chunker.LEAST_BLOCKS} blocks, and at {chunker.MOST_BLOCKS} blocks" in section(
+        6
+    )
     assert f"at most {pack.MOST_SIZE >> 20} MiB" in section(7)
     assert f"at most {chunk.MOST_PLAIN >> 20} MiB" in section(7)
     assert int(chunker._CUT_BELOW) == 2**59

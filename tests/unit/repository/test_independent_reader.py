@@ -25,9 +25,7 @@ def test_it_reads_what_was_captured(tiny: Tiny, tmp_path: Path) -> None:
     LockedRecoveryKey.lock(tiny.key, "passphrase", "test", tiny.open().id).write(key)
     out = tmp_path / "out"
     out.mkdir()
-    summary, manifest = independent_reader.read_image(
-        tiny.path, image, key, "passphrase", out
-    )
+    summary, manifest = independent_reader.read_image(tiny.path, image, key, "passphrase", out)
     assert summary["machine_name"] == manifest["machine"]["name"] == "tiny"
     for volume, data in content.items():
         assert (out / volume.replace("/", "-")).read_bytes() == data
