@@ -105,7 +105,9 @@ class Reader:
         start = 8 + 40 * packs
         assert len(body) == start + 48 * entries
         for i in range(entries):
-            chunk, pack, offset, length, plain = struct.unpack_from("<32sIIII", body, start + 48 * i)
+            chunk, pack, offset, length, plain = struct.unpack_from(
+                "<32sIIII", body, start + 48 * i
+            )
             self.places[chunk] = (names[pack], offset, length, plain & 0xFFFFFF, plain >> 24)
 
     def blob(self, identity, kind, id_key):

@@ -68,6 +68,7 @@ def capture(
         SecretError: the credential does not fit the repository.
     """
     started = now()
+    repository.backend.tidy()
     session = Session(repository, credential, level)
     by_path: defaultdict[Path, list[VolumePlan]] = defaultdict(list)
     for volume in plan.volumes:

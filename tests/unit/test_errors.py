@@ -18,7 +18,7 @@ def tree() -> dict[str, type[RemetalError]]:
 
 def drawn() -> dict[str, int]:
     assert errors.__doc__
-    rows = re.findall(r"^[ │├└─]+(\w+) +(\d+)", errors.__doc__, re.M)
+    rows = re.findall(r"^[ │├└─]+(\w+) +(\d+)", errors.__doc__, re.MULTILINE)
     return {name: int(code) for name, code in rows}
 
 

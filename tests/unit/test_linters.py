@@ -60,7 +60,7 @@ def test_only_iso_uses_pycdlib() -> None:
         path.relative_to(ROOT).as_posix()
         for package in PACKAGES
         for path in (ROOT / package).rglob("*.py")
-        if re.search(r"^\s*(import|from) pycdlib", path.read_text("utf-8"), re.M)
+        if re.search(r"^\s*(import|from) pycdlib", path.read_text("utf-8"), re.MULTILINE)
     ]
     assert users == ["bootmedia/iso.py"]
 

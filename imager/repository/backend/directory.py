@@ -101,8 +101,8 @@ class DirectoryBackend:
                 name = path.relative_to(self._root).as_posix()
                 yield Entry(name, status.st_size, status.st_mtime)
 
-    def remove_stale(self) -> None:
-        """Remove temporary files that a writer left behind more than a day ago."""
+    def tidy(self) -> None:
+        """Remove stale temporary files; see `protocol.Backend.tidy`."""
         oldest = time.time() - _STALE_SECONDS
         with contextlib.suppress(FileNotFoundError):
             for path in (self._root / _INCOMING).iterdir():

@@ -70,3 +70,7 @@ class Backend(Protocol):
     def list(self, prefix: str) -> Iterator[Entry]:
         """Yield the objects whose name starts with `prefix` (a folder with its slash), by name."""
         ...
+
+    def tidy(self) -> None:
+        """Remove what interrupted writers left behind more than a day ago; never an object."""
+        ...

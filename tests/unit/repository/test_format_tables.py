@@ -8,7 +8,7 @@ import pytest
 import imager.repository
 from imager.capture import chunker
 from imager.repository import chunk, envelope, header, image, index, pack, volume_map
-from imager.repository.configuration import Configuration, RecipientEntry, SECRETS_SIZE
+from imager.repository.configuration import SECRETS_SIZE, Configuration, RecipientEntry
 from imager.repository.crypto import derive, recipient, sealing, signing
 from imager.repository.image import Manifest, Summary
 
@@ -16,7 +16,7 @@ TEXT = (Path(imager.repository.__file__).parent / "FORMAT.md").read_text("utf-8"
 
 
 def section(number: int) -> str:
-    found = re.search(rf"^## {number}\. .*?(?=^## |\Z)", TEXT, re.M | re.S)
+    found = re.search(rf"^## {number}\. .*?(?=^## |\Z)", TEXT, re.MULTILINE | re.DOTALL)
     assert found
     return found[0]
 
@@ -95,7 +95,7 @@ def test_numbers() -> None:
     assert f"at most {pack.MOST_SIZE >> 20} MiB" in section(7)
     assert f"at most {chunk.MOST_PLAIN >> 20} MiB" in section(7)
     assert int(chunker._CUT_BELOW) == 2**59
-    assert f"each as `u32` length" in section(10)
+    assert "each as `u32` length" in section(10)
     assert section(10).count("\n| ") == 1 + image.PARTS
 
 
