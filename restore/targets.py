@@ -15,20 +15,12 @@ from restore.match import NewFile, Survey
 from restore.plan import Plan, TargetKind, WriteVolume
 from restore.planner import Surroundings
 
-# The description that the rescue medium carries of itself; nowhere else is there such a file.
-MEDIUM_DESCRIPTION: Final = Path("/etc/remetal/medium.json")
-
 # ISO 9660: the primary volume descriptor, and the volume's name in it.
 _ISO_DESCRIPTOR: Final = 32768
 _ISO_SECTOR: Final = 2048
 _ISO_MAGIC: Final = b"\x01CD001"
 _ISO_NAME: Final = slice(40, 72)
 _MEDIUM_NAME: Final = b"REMETAL"
-
-
-def on_medium() -> bool:
-    """Return whether this system was started from a rescue medium."""
-    return MEDIUM_DESCRIPTION.exists()
 
 
 def survey(repository: Path | None, mapping: Mapping[str, Path]) -> Survey:

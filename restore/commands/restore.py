@@ -13,9 +13,9 @@ from imager.units import format_duration
 from restore import job
 from restore.log import DEFAULT_PATH, RestoreLog
 from restore.match import parse_map
+from restore.medium import on_medium
 from restore.plan import Plan
 from restore.planner import Wishes
-from restore.targets import on_medium
 
 CONFIRMATION = "overwrite"
 

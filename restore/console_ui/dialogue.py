@@ -1,0 +1,223 @@
+"""What the rescue medium asks a person, from the first question to the restored machine.
+
+It follows one line: repository, recovery key, image, disks, plan, agreement, result. Nothing is
+written to a disk before the word `overwrite` is typed under the plan.
+"""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from imager import blockdev
+from imager.commands.secrets import load_recovery_key
+from imager.errors import RemetalError, SecretError, TargetError
+from imager.layout.machine import Machine
+from imager.repository.image import SealedImage
+from imager.repository.repository import Repository
+from imager.repository.retrieval import OpenImage, Unlocked
+from imager.units import format_duration, format_size
+from restore import job
+from restore.console_ui import repositories
+from restore.console_ui.repositories import Found
+from restore.console_ui.terminal import AGAIN, SHELL, LeaveToShell, StartAgain, Terminal
+from restore.log import DEFAULT_PATH, RestoreLog
+from restore.match import describe
+from restore.medium import RUN, AtEnd, Medium
+from restore.plan import Plan
+from restore.planner import Wishes
+
+OVERWRITE: Final = "overwrite"
+_DISKS: Final = "disks"
+_LOOK: Final = "look"
+_PATH: Final = "path"
+
+
+class Dialogue:
+    """Leads a person through a restore.
+
+    Args:
+        terminal: where the person is.
+        medium: what the medium says of itself.
+        look: searches for repositories and recovery keys.
+        log_path: where the log goes.
+    """
+
+    def __init__(
+        self,
+        terminal: Terminal,
+        medium: Medium,
+        look: Callable[[list[Path]], Found] = repositories.look,
+        log_path: Path = DEFAULT_PATH,
+    ) -> None:
+        self._terminal = terminal
+        self._medium = medium
+        self._look = look
+        self._log_path = log_path
+
+    def run(self) -> AtEnd:
+        """Ask, restore, and return what the person wants then."""
+        say = self._terminal.say
+        say()
+        say(self._medium.title)
+        say(f"remetal {self._medium.version}. Nothing is written to any disk before you agree.")
+        while True:
+            try:
+                return self._restore()
+            except LeaveToShell:
+                say("`remetal rescue` starts this again.")
+                return AtEnd.SHELL
+            except StartAgain:
+                continue
+            except RemetalError as error:
+                self._explain(error)
+                try:
+                    self._terminal.choose("What now?", [], [AGAIN])
+                except StartAgain:
+                    continue
+                except LeaveToShell:
+                    return AtEnd.SHELL
+
+    def _restore(self) -> AtEnd:
+        repository, found = self._choose_repository()
+        unlocked = self._unlock(repository, found)
+        image = self._choose_image(repository, unlocked)
+        log = RestoreLog(self._log_path)
+        opened = job.open_saved(self._terminal.out, repository, image.id, unlocked, log)
+        plan = self._agree(repository, opened, log)
+        job.carry_out(self._terminal.out, opened, plan, log)
+        return self._finish(plan, log)
+
+    def _choose_repository(self) -> tuple[Repository, Found]:
+        local = [Path(place) for place in self._medium.repositories if "://" not in place]
+        while True:
+            self._terminal.say()
+            self._terminal.say("Looking for repositories on the attached disks ...")
+            found = self._look([*local, RUN / "repository"])
+            if found.repositories:
+                options = [str(path) for path in found.repositories]
+                chosen = self._terminal.choose("Repositories:", options, [_PATH, _LOOK])
+            else:
+                self._terminal.say("No repository was found. Attach the disk that holds it,")
+                self._terminal.say("or mount it in a shell and give its path.")
+                chosen = self._terminal.choose("What now?", [], [_LOOK, _PATH])
+            if chosen == _LOOK:
+                continue
+            place = (
+                self._terminal.ask("Path of the repository")
+                if isinstance(chosen, str)
+                else str(found.repositories[chosen])
+            )
+            try:
+                return Repository.open(place), found
+            except RemetalError as error:
+                self._explain(error)
+
+    def _unlock(self, repository: Repository, found: Found) -> Unlocked:
+        own = [self._medium.recovery_key] if self._medium.recovery_key else []
+        keys = [*own, *found.recovery_keys]
+        while True:
+            self._terminal.say()
+            chosen = self._terminal.choose(
+                "Recovery keys:" if keys else "No recovery key was found.",
+                [str(key) for key in keys],
+                [_PATH],
+            )
+            key = (
+                Path(self._terminal.ask("Path of the recovery key"))
+                if isinstance(chosen, str)
+                else keys[chosen]
+            )
+            try:
+                return load_recovery_key(self._terminal.out, repository, key, None)
+            except SecretError as error:
+                self._explain(error)
+
+    def _choose_image(self, repository: Repository, unlocked: Unlocked) -> SealedImage:
+        images, problems = repository.images(unlocked.keys)
+        for problem in problems:
+            self._terminal.say(f"Damaged: {problem.error.message}")
+        images.reverse()
+        if not images:
+            raise RemetalError("this repository holds no image", hint="Choose another repository.")
+        self._terminal.say()
+        chosen = self._terminal.choose(
+            "Images, the newest first:", [_describe_image(image) for image in images]
+        )
+        assert isinstance(chosen, int)  # noqa: S101  no other words were offered
+        return images[chosen]
+
+    def _agree(self, repository: Repository, opened: OpenImage, log: RestoreLog) -> Plan:
+        mapping: dict[str, Path] = {}
+        while True:
+            self._terminal.say()
+            try:
+                plan = job.prepare(repository, opened, mapping, Wishes(boot_entries=True), log)
+            except TargetError as error:
+                self._explain(error)
+                mapping = self._choose_disks(opened.machine)
+                continue
+            self._terminal.page(plan.lines())
+            self._terminal.say()
+            self._terminal.say("This overwrites:")
+            for target in plan.targets:
+                self._terminal.say(f"  {target.describe()}")
+            answer = self._terminal.ask(
+                f"Type {OVERWRITE} to start, {_DISKS} to choose other disks, {AGAIN}, {SHELL}"
+            )
+            if answer == OVERWRITE:
+                return plan
+            if answer.lower() == _DISKS:
+                mapping = self._choose_disks(opened.machine)
+
+    def _choose_disks(self, machine: Machine) -> dict[str, Path]:
+        mapping: dict[str, Path] = {}
+        for saved in machine.disks:
+            disks = blockdev.list_disks()
+            options = [
+                describe(disk.path, disk.identity) + (" [in use]" if disk.usage else "")
+                for disk in disks
+            ]
+            self._terminal.say()
+            chosen = self._terminal.choose(
+                f"Which disk takes {saved.id}, saved from "
+                f"{describe(Path(saved.origin), saved.identity)}?",
+                options,
+                [_LOOK],
+            )
+            if isinstance(chosen, str):
+                return self._choose_disks(machine)
+            mapping[saved.id] = disks[chosen].path
+        return mapping
+
+    def _finish(self, plan: Plan, log: RestoreLog) -> AtEnd:
+        say = self._terminal.say
+        say()
+        for outcome in log.outcomes:
+            for note in outcome.notes:
+                say(f"{outcome.subject}: {note}")
+        seconds = sum(outcome.seconds for outcome in log.outcomes)
+        verified = "restored and verified" if plan.verified else "restored"
+        say(f"{plan.machine} is {verified}, in {format_duration(seconds)}.")
+        say(f"The log is in {log.path}; it is gone when this system ends.")
+        try:
+            how = self._terminal.choose(
+                "Take the medium out before the machine starts again. What now?",
+                [],
+                [AtEnd.REBOOT, AtEnd.POWEROFF],
+            )
+        except (LeaveToShell, StartAgain):
+            return AtEnd.SHELL
+        return AtEnd(str(how))
+
+    def _explain(self, error: RemetalError) -> None:
+        self._terminal.say()
+        self._terminal.say(f"It did not work: {error.message}")
+        if error.hint:
+            self._terminal.say(error.hint)
+
+
+def _describe_image(image: SealedImage) -> str:
+    stored = datetime.fromtimestamp(image.modified, UTC).strftime("%Y-%m-%d %H:%M UTC")
+    used = format_size(image.summary.used_bytes)
+    return f"{image.summary.machine_name}, {stored}, {used}, {image.id[:12]}"
