@@ -126,18 +126,19 @@ class OpenTarget:
         """
         self._write_zeros(offset, length)
 
-    def discard(self, offset: int, length: int) -> bool:
-        """Tell a device that a range is not needed; return whether it took that.
+    def discard(self, offset: int, length: int) -> tuple[str, ...]:
+        """Tell a device that a range is not needed. What it reads as afterwards is not known.
 
-        What the range reads as afterwards is not known.
+        Returns:
+            Why the device did not take it, if so; that does no harm.
         """
         while length:
             part = min(length, _MOST_AT_ONCE)
             if not self._range(_BLKDISCARD, offset, part):
-                return False
+                return (f"the disk did not take a discard at byte {offset}; that does no harm",)
             offset += part
             length -= part
-        return True
+        return ()
 
     def empty(self) -> None:
         """Make a file one hole of its size: all of it reads as zeros and takes no room.
@@ -186,28 +187,19 @@ class OpenTarget:
             position += len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def forget_partitions(self) -> None:
-        """Let the kernel drop the partitions of the erased table, so that nothing probes them.
+    def reread_table(self) -> tuple[str, ...]:
+        """Let the kernel read the partition table of a device anew.
 
-        Best effort: a file has none, and when one is in use, `reread_table` will say so.
-        """
-        with suppress(OSError):
-            fcntl.ioctl(self._fd, _BLKRRPART)
-
-    def reread_table(self) -> None:
-        """Let the kernel read the partition table of a device.
-
-        Raises:
-            TargetInUse: the kernel refuses, since a partition is in use.
+        Returns:
+            Why it did not, if so; that does no harm to what is on the disk.
         """
         try:
             fcntl.ioctl(self._fd, _BLKRRPART)
         except OSError as error:
-            raise TargetInUse(
-                f"the kernel does not read the new partition table of {self._target.path}: "
-                f"{error.strerror}",
-                hint="The disk is written; start the machine from it.",
-            ) from error
+            if error.errno in {errno.EINVAL, errno.ENOTTY}:
+                return ("the kernel keeps no partitions of this kind of device",)
+            return (f"the kernel did not read the new table: {error.strerror}",)
+        return ()
 
     def _range(self, request: int, offset: int, length: int) -> bool:
         """Ask a device for something on a range; False when it can't, or not at this place."""

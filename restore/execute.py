@@ -147,18 +147,18 @@ def _run_disk_step(
             opened[target].zero(0, head)
             opened[target].zero(target.size - tail, tail)
             opened[target].flush()
-            opened[target].forget_partitions()
+            # The kernel drops the old partitions, so that nothing probes them while they change.
+            opened[target].reread_table()
             return str(target.path), head + tail, ()
         case DiscardDisk(target, offset, length):
-            if not opened[target].discard(offset, length):
-                return str(target.path), 0, ("the disk did not take it; that does no harm",)
+            return str(target.path), 0, opened[target].discard(offset, length)
         case VerifyVolume(target):
             verify_volume(step, image, opened[target], advance)
             return step.volume, step.written, ()
         case RelocateBackupGpt(target):
             relocate_backup_gpt(opened[target])
         case RereadTable(target):
-            opened[target].reread_table()
+            return str(target.path), 0, opened[target].reread_table()
         case CheckTable(target, table):
             check_table(opened[target], table)
     return str(target.path), 0, ()

@@ -60,7 +60,7 @@ def prepare(
         reference=opened.image.id[:12],
         taken=opened.summary.finished,
         wishes=wishes,
-        surroundings=targets.surroundings(),
+        surroundings=targets.surroundings(choice.target.path for choice in found),
     )
     targets.check_room(plan)
     log.planned(plan)

@@ -45,11 +45,15 @@ def survey(repository: Path | None, mapping: Mapping[str, Path]) -> Survey:
     return Survey(disks, named, forbidden)
 
 
-def surroundings() -> Surroundings:
-    """Return what this system can do."""
+def surroundings(devices: Iterable[Path]) -> Surroundings:
+    """Return what this system can do.
+
+    Args:
+        devices: the targets.
+    """
     return Surroundings(
         uefi=started_by_uefi(),
-        discards=frozenset(disk.path for disk in blockdev.list_disks() if _discards(disk.path)),
+        discards=frozenset(device for device in devices if _discards(device)),
     )
 
 
