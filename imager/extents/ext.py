@@ -31,27 +31,17 @@ _MAGIC: Final = 0xEF53
 
 _CLEAN: Final = 1
 _NEEDS_RECOVERY: Final = 0x4
+_MULTI_MOUNT: Final = 0x100
 _64BIT: Final = 0x80
 _BIGALLOC: Final = 0x200
 _ORPHANS_PRESENT: Final = 0x10000
 # Features with which a bitmap means what it says. dir_prealloc, imagic_inodes, has_journal,
 # ext_attr, resize_inode, dir_index, sparse_super2, fast_commit, stable_inodes, orphan_file
 _COMPATIBLE: Final = 0x1 | 0x2 | 0x4 | 0x8 | 0x10 | 0x20 | 0x200 | 0x400 | 0x800 | 0x1000
-# filetype, meta_bg, extents, 64bit, mmp, flex_bg, ea_inode, metadata_csum_seed, large_dir,
+# filetype, meta_bg, extents, 64bit, flex_bg, ea_inode, metadata_csum_seed, large_dir,
 # inline_data, encrypt, casefold
 _INCOMPATIBLE: Final = (
-    0x2
-    | 0x10
-    | 0x40
-    | _64BIT
-    | 0x100
-    | 0x200
-    | 0x400
-    | 0x2000
-    | 0x4000
-    | 0x8000
-    | 0x10000
-    | 0x20000
+    0x2 | 0x10 | 0x40 | _64BIT | 0x200 | 0x400 | 0x2000 | 0x4000 | 0x8000 | 0x10000 | 0x20000
 )
 # sparse_super, large_file, btree_dir, huge_file, uninit_bg, dir_nlink, extra_isize, quota,
 # metadata_csum, read-only, project, shared_blocks, verity
@@ -108,12 +98,26 @@ def _superblock(fd: int, offset: int, length: int) -> _Superblock:
     compatible, incompatible, read_only = struct.unpack_from("<3I", data, 92)
     if magic != _MAGIC or shift > 6 or not blocks_per_group:
         raise UncertainMapError("the ext superblock makes no sense")
+    _check_state(state, compatible, incompatible, read_only)
+    if incompatible & _64BIT:
+        blocks |= struct.unpack_from("<I", data, 336)[0] << 32
+        free |= struct.unpack_from("<I", data, 344)[0] << 32
+    found = _Superblock(blocks, free, first, 1024 << shift, blocks_per_group)
+    if not first < blocks or first > 1 or blocks * found.block_size > length:
+        raise UncertainMapError("the filesystem is larger than the volume it lies in")
+    return found
+
+
+def _check_state(state: int, compatible: int, incompatible: int, read_only: int) -> None:
+    """Refuse a state or a feature with which a bitmap may not mean what it says."""
     if incompatible & _NEEDS_RECOVERY:
         raise UncertainMapError("the journal waits to be replayed (it was not unmounted cleanly)")
     if read_only & _ORPHANS_PRESENT:
         raise UncertainMapError(
             "deleted files wait to be cleaned up (it was not unmounted cleanly)"
         )
+    if incompatible & _MULTI_MOUNT:
+        raise UncertainMapError("another machine may have it mounted (multi-mount protection)")
     if state != _CLEAN:
         raise UncertainMapError("the filesystem is not marked as clean")
     if read_only & _BIGALLOC:
@@ -127,13 +131,6 @@ def _superblock(fd: int, offset: int, length: int) -> _Superblock:
         raise UncertainMapError(
             "it has features that are not known here: " + " ".join(f"{bits:#x}" for bits in unknown)
         )
-    if incompatible & _64BIT:
-        blocks |= struct.unpack_from("<I", data, 336)[0] << 32
-        free |= struct.unpack_from("<I", data, 344)[0] << 32
-    found = _Superblock(blocks, free, first, 1024 << shift, blocks_per_group)
-    if not first < blocks or first > 1 or blocks * found.block_size > length:
-        raise UncertainMapError("the filesystem is larger than the volume it lies in")
-    return found
 
 
 def _free_blocks(
@@ -171,6 +168,25 @@ class _Report:
         self.free_ends: list[NDArray[np.int64]] = []
         self.table_starts: list[int] = []
         self.table_ends: list[int] = []
+
+    def add_group(
+        self, starts: NDArray[np.int64], ends: NDArray[np.int64], stated: int | None
+    ) -> None:
+        """Take the free blocks of the next group; its descriptor states how many there are."""
+        if int((ends - starts).sum()) != stated:
+            raise UncertainMapError(f"block bitmap and descriptor of group {self.groups} disagree")
+        self.free_starts.append(starts)
+        self.free_ends.append(ends)
+        self.groups += 1
+
+    def add_tables(self, line: str, superblock: _Superblock) -> None:
+        """Take the places of the filesystem's own tables that a line names."""
+        for found in _TABLES.finditer(line):
+            first, last = int(found[1]), int(found[2] or found[1])
+            if not first <= last < superblock.blocks:
+                raise UncertainMapError(f"group {self.groups} has a table that lies nowhere")
+            self.table_starts.append(first)
+            self.table_ends.append(last + 1)
 
     def confirmed(self, superblock: _Superblock) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the free ranges if everything adds up.
@@ -211,19 +227,10 @@ def _read_report(lines: IO[bytes], superblock: _Superblock) -> _Report:
         elif match := _COUNTS.match(line):
             stated = int(match[1])
         elif line.startswith(_FREE):
-            starts, ends = _parse_ranges(line[len(_FREE) :], group)
-            if int((ends - starts).sum()) != stated:
-                raise UncertainMapError(
-                    f"block bitmap and descriptor of group {report.groups} disagree"
-                )
-            report.free_starts.append(starts)
-            report.free_ends.append(ends)
-            report.groups += 1
+            report.add_group(*_parse_ranges(line[len(_FREE) :], group), stated)
             group = None
         else:
-            for found in _TABLES.finditer(line):
-                report.table_starts.append(int(found[1]))
-                report.table_ends.append(int(found[2] or found[1]) + 1)
+            report.add_tables(line, superblock)
     if group is not None or not report.groups:
         raise UncertainMapError("dumpe2fs does not list the free blocks of every group")
     return report
@@ -243,9 +250,9 @@ def _parse_ranges(text: str, group: tuple[int, int]) -> tuple[NDArray[np.int64],
     words: Iterable[list[str]] = (word.split("-") for word in text.strip().split(", ") if word)
     try:
         pairs = [(int(word[0]), int(word[-1]) + 1) for word in words]
-    except ValueError as error:
+        table = np.array(pairs, dtype=np.int64).reshape(-1, 2)
+    except (ValueError, OverflowError) as error:
         raise UncertainMapError("dumpe2fs writes free blocks in an unknown form") from error
-    table = np.array(pairs, dtype=np.int64).reshape(-1, 2)
     starts, ends = table[:, 0], table[:, 1]
     bounded = np.concatenate([[group[0]], table.reshape(-1), [group[1]]])
     if np.any(np.diff(bounded) < 0):

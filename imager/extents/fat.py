@@ -6,7 +6,9 @@ The table counts only if
 - the volume is marked as cleanly unmounted and without errors;
 - there are two copies of the table, and they are equal;
 - every link in it leads to a used cluster of the volume, and no two lead to the same one;
-- everything in the directories begins in a used cluster;
+- everything in the directories begins in a used cluster, and every directory lies where the
+  boot sector says that clusters lie (without any directory, the backup of the boot sector must
+  say the same);
 - FAT32's own count of free clusters, where it is known, is the same.
 """
 
@@ -25,8 +27,8 @@ from imager.extents.fat_directory import check_directories
 # media, sectors per table (16 bit), sectors per track, heads, hidden sectors, sectors (32 bit)
 _BOOT: Final = struct.Struct("<HBHBHHBHHHII")
 _BOOT_OFFSET: Final = 11
-# sectors per table, flags, version, root cluster, sector of the information sector
-_BOOT_32: Final = struct.Struct("<IHHIH")
+# sectors per table, flags, version, root cluster, information sector, backup of the boot sector
+_BOOT_32: Final = struct.Struct("<IHHIHH")
 _BOOT_32_OFFSET: Final = 36
 _STATE_OFFSET: Final = {12: 37, 16: 37, 32: 65}
 _STATE_DIRTY: Final = 0x03  # not unmounted, or errors found
@@ -50,6 +52,7 @@ class _Geometry:
     root_length: int
     root_cluster: int | None
     info_offset: int | None
+    backup_offset: int | None
 
 
 def read(fd: int, offset: int, length: int) -> Extents:
@@ -74,8 +77,10 @@ def read(fd: int, offset: int, length: int) -> Extents:
         raise UncertainMapError("the two copies of the FAT differ")
     entries = _entries(first, geometry)
     _check(entries, geometry)
-    _check_directories(fd, offset, entries, geometry)
     is_used = entries[2:] != 0
+    directories = _check_directories(fd, offset, entries, geometry)
+    if not directories and is_used.any() and not _has_backup(fd, offset, boot, geometry):
+        raise UncertainMapError("it has no directory and no backup that confirm its boot sector")
     if geometry.info_offset is not None:
         info = blockdev.read_at(fd, offset + geometry.info_offset, 512)
         _check_count(info, int(np.count_nonzero(~is_used)))
@@ -87,7 +92,9 @@ def _geometry(boot: bytes, length: int) -> _Geometry:
         sector, per_cluster, reserved, tables, root_entries, sectors_16, media, table_16,
         _track, _heads, _hidden, sectors_32,
     ) = _BOOT.unpack_from(boot, _BOOT_OFFSET)  # fmt: skip
-    table_32, flags, version, root_cluster, info = _BOOT_32.unpack_from(boot, _BOOT_32_OFFSET)
+    table_32, flags, version, root_cluster, info, backup = _BOOT_32.unpack_from(
+        boot, _BOOT_32_OFFSET
+    )
     sectors = sectors_16 or sectors_32
     if (
         boot[0] not in {0xEB, 0xE9}
@@ -127,6 +134,7 @@ def _geometry(boot: bytes, length: int) -> _Geometry:
         root_length=root_entries * _ENTRY,
         root_cluster=root_cluster if is_32 else None,
         info_offset=info * sector if is_32 else None,
+        backup_offset=backup * sector if is_32 and 0 < backup < reserved else None,
     )
 
 
@@ -165,7 +173,7 @@ def _check(entries: NDArray[np.uint32], geometry: _Geometry) -> None:
 
 def _check_directories(
     fd: int, offset: int, entries: NDArray[np.uint32], geometry: _Geometry
-) -> None:
+) -> int:
     def read_cluster(number: int) -> bytes:
         position = offset + geometry.data_offset + (number - 2) * geometry.cluster
         return blockdev.read_at(fd, position, geometry.cluster)
@@ -177,7 +185,16 @@ def _check_directories(
     else:
         root = geometry.root_cluster
     # The mark of a bad cluster can't be part of a chain: it ends it as well.
-    check_directories(root, entries, _MASK[geometry.bits] - 8, read_cluster)
+    return check_directories(root, entries, _MASK[geometry.bits] - 8, read_cluster)
+
+
+def _has_backup(fd: int, offset: int, boot: bytes, geometry: _Geometry) -> bool:
+    """Whether a backup of the boot sector says the same about where things lie."""
+    if not geometry.backup_offset:
+        return False
+    backup = blockdev.read_at(fd, offset + geometry.backup_offset, 512)
+    layout = slice(_BOOT_OFFSET, _BOOT_32_OFFSET + _BOOT_32.size)
+    return boot[layout] == backup[layout]
 
 
 def _check_count(info: bytes, free: int) -> None:

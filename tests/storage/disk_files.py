@@ -1,0 +1,113 @@
+"""Real partitioned disk files for the tests here, and the proof that a map leaves nothing out."""
+
+import hashlib
+import os
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+from imager import blockdev, process
+from imager.extents.extents import Extents
+from imager.extents.used import used
+from imager.layout.disk import Volume, VolumeRole
+from imager.probe.disk import probe_disk
+from imager.units import MIB
+
+START = MIB
+
+
+def noise(length: int, seed: int) -> bytes:
+    return random.Random(seed).randbytes(length)
+
+
+def make_disk(path: Path, size: int, *, seed: int | None = 1) -> None:
+    """Make a GPT disk with one partition from 1 MiB on; full of noise, as a used disk is."""
+    with path.open("wb") as file:
+        if seed is None:
+            file.truncate(START + size + MIB)
+        else:
+            for part in range(0, START + size + MIB, MIB):
+                file.write(noise(MIB, seed * 1_000_003 + part))
+            file.seek(0)
+            file.write(bytes(START))
+            file.seek(START + size)
+            file.write(bytes(MIB))
+    sectors = size // 512
+    script = f"label: gpt\nstart=2048, size={sectors}\n"
+    process.run("sfdisk", "--quiet", "--wipe=never", path, stdin=script.encode())
+
+
+def volume_of(path: Path) -> Volume:
+    """Return the partition as the probe sees it."""
+    disk = blockdev.identify(path)
+    volumes = probe_disk(path, "disk0", disk.identity).volumes
+    return next(volume for volume in volumes if volume.role is VolumeRole.PARTITION)
+
+
+def digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def copy_used(
+    source: Path, volume: Volume, extents: Extents, target: Path, seed: int | None
+) -> None:
+    """Write only what the map names into a new file that was blank, or full of other noise."""
+    with source.open("rb") as reader, target.open("wb") as writer:
+        for part in range(0, volume.length, MIB):
+            length = min(MIB, volume.length - part)
+            if seed is not None:
+                writer.write(noise(length, seed * 7_368_787 + part))
+        writer.truncate(volume.length)
+        for offset, length in extents.ranges.tolist():
+            data = os.pread(reader.fileno(), length, volume.offset + offset)
+            assert len(data) == length
+            os.pwrite(writer.fileno(), data, offset)
+
+
+def tree_digest(root: Path) -> dict[str, str]:
+    """Return every file, link and directory below a folder with a hash of what it holds."""
+    found = {}
+    for path in sorted(root.rglob("*")):
+        name = str(path.relative_to(root))
+        if path.is_symlink():
+            found[name] = f"link {path.readlink()}"
+        elif path.is_dir():
+            found[name] = "directory"
+        else:
+            found[name] = f"{path.stat().st_mode:o} {digest(path)}"
+    return found
+
+
+@dataclass(frozen=True)
+class Patch:
+    """Bytes of a file that are changed for one check, and put back."""
+
+    path: Path
+    offset: int
+    data: bytes
+
+    def __enter__(self) -> None:
+        with self.path.open("r+b") as file:
+            before = os.pread(file.fileno(), len(self.data), self.offset)
+            os.pwrite(file.fileno(), self.data, self.offset)
+        object.__setattr__(self, "before", before)
+
+    def __exit__(self, *_: object) -> None:
+        with self.path.open("r+b") as file:
+            os.pwrite(file.fileno(), self.before, self.offset)  # type: ignore[attr-defined]
+
+
+def covers(larger: Extents, smaller: Extents) -> bool:
+    """Whether every byte of one map is in another."""
+    ends = larger.ranges[:, 0] + larger.ranges[:, 1]
+    for offset, length in smaller.ranges.tolist():
+        index = int(ends.searchsorted(offset, side="right"))
+        if index >= len(ends) or larger.ranges[index, 0] > offset or ends[index] < offset + length:
+            return False
+    return True
+
+
+def map_of(path: Path) -> tuple[Volume, Extents]:
+    volume = volume_of(path)
+    return volume, used(path, volume)
