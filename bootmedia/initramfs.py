@@ -48,8 +48,7 @@ def pack_tar(archive: tarfile.TarFile, output: Path, drop: tuple[str, ...]) -> i
     Args:
         archive: the tar, uncompressed; entries start with "./".
         output: the file to write.
-        drop: trees left out, relative to the root. A tree in there keeps its own folder when its
-            name has no slash, since something is mounted on it.
+        drop: files left out and folders whose content is left out, relative to the root.
 
     Returns:
         Bytes of all files together.
@@ -60,7 +59,9 @@ def pack_tar(archive: tarfile.TarFile, output: Path, drop: tuple[str, ...]) -> i
         writer = CpioWriter(stream, build_time())
         for member in members:
             name = member.name.removeprefix("./").rstrip("/")
-            if name in {"", "."} or any(name.startswith(f"{tree}/") for tree in drop):
+            if name in {"", "."} or any(name.startswith(f"{path}/") for path in drop):
+                continue
+            if name in drop and not member.isdir():
                 continue
             if member.isreg():
                 content = archive.extractfile(member)

@@ -33,6 +33,7 @@ _PACKAGES: Final = ("imager", "restore")
 _LEFT_OUT: Final = (PurePosixPath("imager/upkeep"), PurePosixPath("restore/drill"))
 _SUFFIXES: Final = frozenset({".py", ".j2"})
 _GROUP: Final = "remetal.commands"
+_HOSTNAME: Final = "remetal-rescue"
 _COMMAND: Final = "#!/usr/bin/python3 -I\nfrom imager.console import main\n\nmain()\n"
 
 
@@ -59,6 +60,10 @@ def _module_name(path: str) -> str:
     return path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
 
+def _is_package(path: str) -> bool:
+    return path.endswith("/__init__.py")
+
+
 def _imports(name: str, source: bytes, *, is_package: bool) -> Iterator[str]:
     """Yield the absolute names of all modules that a module imports, wherever in it."""
     own = name if is_package else name.rpartition(".")[0]
@@ -71,6 +76,16 @@ def _imports(name: str, source: bytes, *, is_package: bool) -> Iterator[str]:
                 origin = importlib.util.resolve_name("." * node.level + origin, own)
             yield origin
             yield from (f"{origin}.{alias.name}" for alias in node.names)
+
+
+def imported_modules(files: dict[str, bytes]) -> frozenset[str]:
+    """Return the top-level names of all modules that the files import."""
+    return frozenset(
+        wanted.partition(".")[0]
+        for path, content in files.items()
+        if path.endswith(".py")
+        for wanted in _imports(_module_name(path), content, is_package=_is_package(path))
+    )
 
 
 def usable_commands(files: dict[str, bytes], points: dict[str, str]) -> dict[str, str]:
@@ -87,7 +102,7 @@ def usable_commands(files: dict[str, bytes], points: dict[str, str]) -> dict[str
             return True
         seen.add(name)
         path = modules[name]
-        for wanted in _imports(name, files[path], is_package=path.endswith("__init__.py")):
+        for wanted in _imports(name, files[path], is_package=_is_package(path)):
             if wanted in modules:
                 if not complete(wanted, seen):
                     return False
@@ -172,7 +187,8 @@ def build(base: Base, config: MediumConfig) -> tuple[bytes, uuid.UUID]:
         everything[f"{SITE_PACKAGES}/{path}"] = (content, 0o644)
     motd = render("motd.j2", title=config.title, version=version, kernel=base.kernel, built=built)
     everything |= {
-        "etc/hostname": (b"remetal-rescue\n", 0o644),
+        "etc/hostname": (f"{_HOSTNAME}\n".encode(), 0o644),
+        "etc/hosts": (f"127.0.0.1 localhost {_HOSTNAME}\n::1 localhost\n".encode(), 0o644),
         "etc/motd": (motd.encode(), 0o644),
         "init": (render("init.sh.j2", keyboard=config.keyboard).encode(), 0o755),
         "usr/local/bin/remetal": (_COMMAND.encode(), 0o755),

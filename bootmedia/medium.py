@@ -14,7 +14,7 @@ from io import BufferedRandom
 from pathlib import Path
 from typing import Final
 
-from bootmedia import esp, hybrid, initramfs, iso, layer, rootfs
+from bootmedia import esp, hybrid, initramfs, iso, layer, rootfs, wheels
 from bootmedia.config import MediumConfig
 from bootmedia.templates import render
 from imager.errors import ConfigError, NoRoom, OutputError, OutputExists
@@ -116,8 +116,7 @@ def build_medium(
     if output.is_dir() or (output.exists() and not force):
         raise OutputExists(f"{output} is there already", hint="Choose another name, or --force.")
     steps = _Steps(step)
-    with _no_room(cache):
-        base = rootfs.prepare(cache, config.debian_sources, steps.start, fresh=fresh)
+    base = _base(config, cache, steps.start, fresh=fresh)
     if config.keyboard and config.keyboard not in base.keyboards:
         raise ConfigError(
             f"`keyboard`: {config.keyboard!r} is not known",
@@ -160,6 +159,24 @@ def build_medium(
         unpacked=base.unpacked,
         steps=steps.finish(),
     )
+
+
+def medium_kernel(config: MediumConfig, cache: Path, step: Callable[[str], None]) -> Path:
+    """Return the kernel that such a medium starts, fetched first when the cache has none.
+
+    Raises:
+        MediumError: it can't be fetched.
+        NoRoom: the disk is full.
+    """
+    return _base(config, cache, step).part("vmlinuz")
+
+
+def _base(
+    config: MediumConfig, cache: Path, step: Callable[[str], None], *, fresh: bool = False
+) -> rootfs.Base:
+    wanted = wheels.requirements(layer.imported_modules(layer.sources()))
+    with _no_room(cache):
+        return rootfs.prepare(cache, wanted, config.debian_sources, step, fresh=fresh)
 
 
 def _boot_menu(base: rootfs.Base, config: MediumConfig, top: int) -> bytes:

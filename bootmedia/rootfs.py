@@ -70,7 +70,12 @@ class Base:
 
 
 def prepare(
-    cache: Path, sources: tuple[str, ...], step: Callable[[str], None], *, fresh: bool = False
+    cache: Path,
+    wanted: tuple[str, ...],
+    sources: tuple[str, ...],
+    step: Callable[[str], None],
+    *,
+    fresh: bool = False,
 ) -> Base:
     """Return the base from the cache, built first when it is not there.
 
@@ -78,6 +83,7 @@ def prepare(
 
     Args:
         cache: folder of the cache; made when missing.
+        wanted: Python packages, in pip's form.
         sources: lines of apt's sources.list; empty for Debian's own mirrors.
         step: called with a few words when a part of the work starts.
         fresh: build anew, with what Debian and the package index offer now.
@@ -86,7 +92,6 @@ def prepare(
         MediumError: Debian's packages or the Python packages can't be fetched.
         NoRoom: the cache or the temporary folder is full; nothing half-done is left.
     """
-    wanted = wheels.requirements()
     hook = _hook()
     key = _key(hook, sources, wanted)
     folder = cache / f"medium-base-{key}"
@@ -113,6 +118,7 @@ def _hook() -> str:
         unwanted_patterns=selection.UNWANTED_PATTERNS,
         grub_modules=selection.GRUB_BIOS_MODULES,
         removed_paths=selection.REMOVED_PATHS,
+        stripped=[f"{SITE_PACKAGES}/{name}" for name in selection.STRIPPED_WHEELS],
     )
 
 
@@ -126,7 +132,7 @@ def _key(hook: str, sources: tuple[str, ...], wanted: tuple[str, ...]) -> str:
         selection.SUITE,
         selection.PACKAGES,
         selection.EXCLUDED_PATHS,
-        selection.DROPPED_TREES,
+        selection.NOT_PACKED,
         selection.UNWANTED_WHEEL_PATHS,
     ]
     return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
@@ -164,7 +170,7 @@ def _build(
         for name in _COPIED:
             (made / name).write_bytes(_part(archive, name))
         unpacked = initramfs.pack_tar(
-            archive, made / _INITRAMFS, drop=(_PARTS, *selection.DROPPED_TREES)
+            archive, made / _INITRAMFS, drop=(_PARTS, *selection.NOT_PACKED)
         )
         base = Base(
             made,

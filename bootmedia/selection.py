@@ -34,10 +34,12 @@ PACKAGES: Final = (
 
 # Unpacked beside the root, where the kernel, keyboards and boot loaders are taken from.
 UNPACKED_PACKAGES: Final = (
+    "binutils-x86-64-linux-gnu",
     "console-data",
     "grub-common",
     "grub-efi-amd64-signed",
     "grub-pc-bin",
+    "libbinutils",
     "shim-helpers-amd64-signed",
     "shim-signed",
 )
@@ -83,18 +85,24 @@ REMOVED_PATHS: Final = (
     "usr/share/python-wheels",
 )
 
-# Left in the root until mmdebstrap is done with them; paths without a leading slash.
-DROPPED_TREES: Final = (
+# Not packed: needed until the root is complete, mounted over at run time, or telling of the machine
+# that built the medium. Paths without a leading slash; a folder stays, without its content.
+NOT_PACKED: Final = (
     "boot",
     "dev",
     "etc/apt",
+    "etc/hostname",
+    "etc/mdadm/mdadm.conf",
+    "etc/resolv.conf",
     "proc",
     "run",
     "sys",
     "tmp",
+    "var/backups",
     "var/cache",
     "var/lib/apt",
     "var/lib/dpkg",
+    "var/log",
 )
 
 # Kernel modules by the start of their path below kernel/, as extended regular expressions.
@@ -140,6 +148,9 @@ UNWANTED_PATTERNS: Final = (
     "arch/x86/kvm/",
     "drivers/thunderbolt/.*_test",
 )
+
+# Of the Python packages, those whose libraries come with debug information, 14 MiB of it.
+STRIPPED_WHEELS: Final = ("cryptography", "zstandard")
 
 # Built into the BIOS boot image; Debian's signed EFI image brings its own.
 GRUB_BIOS_MODULES: Final = (

@@ -15,28 +15,41 @@ from bootmedia.selection import PYTHON, UNWANTED_WHEEL_PATHS
 from imager import process
 from imager.errors import MediumError, ProgramError
 
-# Only what builds media needs these; the medium does not.
-_NOT_ON_MEDIUM: Final = frozenset({"pycdlib"})
 # Oldest C library first; all run on the medium's glibc 2.36.
 _PLATFORMS: Final = ("manylinux2014_x86_64", "manylinux_2_28_x86_64", "manylinux_2_34_x86_64")
 _TIMEOUT: Final = 900.0  # seconds; a slow link is no reason to give up early
 
 
-def requirements() -> tuple[str, ...]:
-    """Return what remetal's own metadata asks for, without extras, in pip's form and sorted.
+def requirements(modules: frozenset[str]) -> tuple[str, ...]:
+    """Return what remetal's own metadata asks for to bring certain modules, in pip's form, sorted.
 
     Where this Python is of the medium's version, each is pinned to what is installed here, so
     that the medium carries what was tested.
+
+    Args:
+        modules: top-level names that the code on the medium imports, the standard library's
+            among them. What only other code needs is left out.
     """
+    bring = {
+        _normal(distribution)
+        for module, distributions in importlib.metadata.packages_distributions().items()
+        if module in modules
+        for distribution in distributions
+    }
+    same = f"{sys.version_info.major}.{sys.version_info.minor}" == PYTHON
     found = []
     for line in importlib.metadata.requires("remetal") or ():
         specifier, _, marker = line.partition(";")
         name = re.split(r"[^A-Za-z0-9._-]", specifier.strip(), maxsplit=1)[0]
-        if "extra" in marker or name.lower() in _NOT_ON_MEDIUM:
-            continue
-        same = f"{sys.version_info.major}.{sys.version_info.minor}" == PYTHON
-        found.append(f"{name}=={importlib.metadata.version(name)}" if same else specifier.strip())
+        if "extra" not in marker and _normal(name) in bring:
+            pinned = f"{name}=={importlib.metadata.version(name)}"
+            found.append(pinned if same else specifier.strip())
     return tuple(sorted(found))
+
+
+def _normal(name: str) -> str:
+    """Return a distribution's name as packaging tools compare it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def install(wanted: tuple[str, ...], folder: Path) -> None:
