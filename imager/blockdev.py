@@ -20,13 +20,9 @@ from typing import Final
 
 import msgspec
 
-from imager import process
+from imager import process, sysfs
 from imager.errors import NoSuchDisk, SourceError, TruncatedSource, UnreadableSource
 from imager.layout.disk import DiskIdentity
-
-_SYS_BLOCK: Final = Path("/sys/block")
-_SYS_DEV: Final = Path("/sys/dev/block")
-_SYS_BTRFS: Final = Path("/sys/fs/btrfs")
 
 # Kernel devices that are no disks a machine is captured from or restored to: loop, RAM and
 # compressed RAM disks, CD drives, floppies, network block devices, the layers above disks, and
@@ -127,17 +123,6 @@ class _Lsblk(msgspec.Struct):
     blockdevices: list[_LsblkDevice]
 
 
-@dataclass(frozen=True, slots=True)
-class _Mount:
-    id: int
-    device: str  # "major:minor"
-    point: str
-    type: str
-    source: str
-    read_only: bool
-    options: str
-
-
 def list_disks() -> tuple[BlockDisk, ...]:
     """Return this machine's disks that hold data, in the order of their kernel names.
 
@@ -145,15 +130,15 @@ def list_disks() -> tuple[BlockDisk, ...]:
     (device-mapper, md), paths hidden below a multipath NVMe device, and empty drives.
     """
     return tuple(
-        _device_disk(_device_path(node))
-        for node in sorted(_SYS_BLOCK.iterdir())
-        if _is_machine_disk(node) and int(_read(node / "size") or 0) > 0
+        _device_disk(sysfs.device_path(node))
+        for node in sorted(sysfs.BLOCK.iterdir())
+        if _is_machine_disk(node) and int(sysfs.read_text(node / "size") or 0) > 0
     )
 
 
 def is_machine_disk(device: Path) -> bool:
     """Whether a block device is a disk of this machine, not a layer above disks or a disk file."""
-    return _is_machine_disk(_sysfs(device.stat().st_rdev))
+    return _is_machine_disk(_node(device))
 
 
 def identify(path: Path) -> BlockDisk:
@@ -171,7 +156,7 @@ def identify(path: Path) -> BlockDisk:
     except (OSError, RuntimeError) as error:
         raise NoSuchDisk(f"there is no disk or disk file {path}") from error
     if stat.S_ISBLK(mode):
-        if (_sysfs(resolved.stat().st_rdev) / "partition").exists():
+        if (_node(resolved) / "partition").exists():
             raise NoSuchDisk(
                 f"{path} is a partition, not a whole disk",
                 hint=f"Give the disk it lies on: {', '.join(map(str, sorted(disks_under(path))))}.",
@@ -205,7 +190,7 @@ def disks_under(path: Path) -> frozenset[Path]:
         resolved = resolved.parent
     found: set[Path] = set()
     if stat.S_ISBLK(resolved.stat().st_mode):
-        _collect(_sysfs(resolved.stat().st_rdev), found)
+        _collect(_node(resolved), found)
     else:
         _collect_path(resolved, found)
     return frozenset(found)
@@ -267,22 +252,26 @@ def read_at(fd: int, offset: int, length: int) -> bytes:
     return b"".join(parts)
 
 
+def _node(device: Path) -> Path:
+    return sysfs.node_of(sysfs.number_of(device.stat().st_rdev))
+
+
 def _is_machine_disk(node: Path) -> bool:
-    return not _NO_DISK.match(node.name) and _read(node / "hidden") != "1"
+    return not _NO_DISK.match(node.name) and sysfs.read_text(node / "hidden") != "1"
 
 
 def _device_disk(device: Path) -> BlockDisk:
     text = process.run("lsblk", "--json", "--bytes", "--nodeps", "--output", _COLUMNS, device)
     row = msgspec.json.decode(text, type=_Lsblk, strict=False).blockdevices[0]
-    node = _sysfs(device.stat().st_rdev)
+    node = _node(device)
     return BlockDisk(
-        path=_device_path(node),
+        path=sysfs.device_path(node),
         identity=DiskIdentity(
             size=row.size,
             logical_sector=row.log_sec,
             wwn=_clean(row.wwn),
             # Without udev lsblk does not know where virtio keeps its serial.
-            serial=_clean(row.serial) or _clean(_read(node / "serial")),
+            serial=_clean(row.serial) or _clean(sysfs.read_text(node / "serial")),
             model=_clean(row.model),
             transport=_transport(row),
         ),
@@ -312,36 +301,36 @@ def _file_sector(fd: int) -> int:
 
 
 def _device_usage(node: Path) -> tuple[Usage, ...]:
-    mounts = _mounts()
-    swaps = _swaps()
+    mounts = sysfs.mounts()
+    swaps = sysfs.swaps()
     usage: list[Usage] = []
-    for part in (node, *_partitions(node)):
+    for part in (node, *sysfs.partitions(node)):
         claimed = _usage_of(part, mounts, swaps, usage)
-        device = _device_path(part)
+        device = sysfs.device_path(part)
         if not claimed and _is_claimed(device) and not (part == node and usage):
             usage.append(Usage(UsageKind.CLAIMED, device, "", read_only=False))
     return tuple(usage)
 
 
 def _usage_of(
-    node: Path, mounts: tuple[_Mount, ...], swaps: frozenset[str], usage: list[Usage]
+    node: Path, mounts: tuple[sysfs.Mount, ...], swaps: frozenset[str], usage: list[Usage]
 ) -> bool:
     """Add what uses a device itself and what sits on it; return whether there is anything."""
-    device = _device_path(node)
-    number = _read(node / "dev")
+    device = sysfs.device_path(node)
+    number = sysfs.read_text(node / "dev")
     before = len(usage)
     usage.extend(
         Usage(UsageKind.MOUNT, device, mount.point, mount.read_only)
         for mount in mounts
-        if mount.device == number or number in _btrfs_numbers(mount)
+        if mount.device == number or number in sysfs.btrfs_numbers(mount)
     )
     if number in swaps:
         usage.append(Usage(UsageKind.SWAP, device, "", read_only=False))
     for holder in sorted((node / "holders").iterdir()) if (node / "holders").is_dir() else ():
-        above = (_SYS_BLOCK / holder.name).resolve()
-        read_only = _read(above / "ro") == "1"
-        usage.append(Usage(UsageKind.HOLDER, device, str(_device_path(above)), read_only))
-        for layer in (above, *_partitions(above)):
+        above = (sysfs.BLOCK / holder.name).resolve()
+        read_only = sysfs.read_text(above / "ro") == "1"
+        usage.append(Usage(UsageKind.HOLDER, device, str(sysfs.device_path(above)), read_only))
+        for layer in (above, *sysfs.partitions(above)):
             _usage_of(layer, mounts, swaps, usage)
     return len(usage) > before
 
@@ -357,11 +346,11 @@ def _is_claimed(device: Path) -> bool:
 
 def _file_usage(path: Path, fd: int) -> tuple[Usage, ...]:
     usage: list[Usage] = []
-    for node in sorted(_SYS_BLOCK.glob("loop*")):
-        backing = _read(node / "loop" / "backing_file")
+    for node in sorted(sysfs.BLOCK.glob("loop*")):
+        backing = sysfs.read_text(node / "loop" / "backing_file")
         if backing and Path(backing) == path:
-            read_only = _read(node / "ro") == "1"
-            device = _device_path(node)
+            read_only = sysfs.read_text(node / "ro") == "1"
+            device = sysfs.device_path(node)
             usage.append(Usage(UsageKind.LOOP, path, str(device), read_only))
             usage.extend(_device_usage(node.resolve()))
     request = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, _QEMU_WRITE_LOCK, 1, 0)
@@ -374,96 +363,16 @@ def _file_usage(path: Path, fd: int) -> tuple[Usage, ...]:
     return tuple(usage)
 
 
-def _sysfs(number: int) -> Path:
-    return (_SYS_DEV / f"{os.major(number)}:{os.minor(number)}").resolve()
-
-
-def _device_path(node: Path) -> Path:
-    for line in (node / "uevent").read_text().splitlines():
-        key, _, value = line.partition("=")
-        if key == "DEVNAME":
-            return Path("/dev") / value
-    return Path("/dev") / node.name.replace("!", "/")
-
-
-def _partitions(node: Path) -> tuple[Path, ...]:
-    return tuple(sorted(child.parent for child in node.glob("*/partition")))
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(errors="replace").strip()
-    except OSError:
-        return ""
-
-
-def _unescape(text: str) -> str:
-    """Undo the octal escapes of /proc/self/mountinfo and /proc/swaps."""
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
-
-
-def _mounts() -> tuple[_Mount, ...]:
-    mounts = []
-    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
-        head, _, tail = line.partition(" - ")
-        fields = head.split()
-        kind, source, super_options = tail.split(" ", 2)
-        # A filesystem can be read-only itself or only where it is mounted; only the first keeps
-        # it from writing (a second mount of the same filesystem may be read-write).
-        read_only = "ro" in super_options.split(",")
-        mounts.append(
-            _Mount(
-                id=int(fields[0]),
-                device=fields[2],
-                point=_unescape(fields[4]),
-                type=kind,
-                source=_unescape(source),
-                read_only=read_only,
-                options=_unescape(super_options),
-            )
-        )
-    return tuple(mounts)
-
-
-def _swaps() -> frozenset[str]:
-    numbers = set()
-    for line in Path("/proc/swaps").read_text().splitlines()[1:]:
-        path = Path(_unescape(line.split()[0]))
-        try:
-            status = path.stat()
-        except OSError:
-            continue
-        if stat.S_ISBLK(status.st_mode):
-            numbers.add(f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}")
-    return frozenset(numbers)
-
-
-def _btrfs_numbers(mount: _Mount) -> frozenset[str]:
-    """Return the device numbers of all devices of a mounted btrfs, whose own number is made up."""
-    if mount.type != "btrfs":
-        return frozenset()
-    try:
-        number = Path(mount.source).stat().st_rdev
-    except OSError:
-        return frozenset()
-    own = f"{os.major(number)}:{os.minor(number)}"
-    for filesystem in _SYS_BTRFS.glob("*/devices"):
-        numbers = frozenset(_read(device / "dev") for device in filesystem.iterdir())
-        if own in numbers:
-            return numbers
-    return frozenset({own})
-
-
 def _collect(node: Path, found: set[Path]) -> None:
     """Add a device and all whole devices below it."""
     whole = node.parent if (node / "partition").exists() else node
-    device = _device_path(whole)
+    device = sysfs.device_path(whole)
     if device in found:
         return
     found.add(device)
     for below in (whole / "slaves").iterdir() if (whole / "slaves").is_dir() else ():
         _collect(below.resolve(), found)
-    backing = _read(whole / "loop" / "backing_file")
+    backing = sysfs.read_text(whole / "loop" / "backing_file")
     if backing and Path(backing).exists():
         _collect_path(Path(backing), found)
 
@@ -472,13 +381,13 @@ def _collect_path(path: Path, found: set[Path]) -> None:
     """Add the devices of the filesystem that a file or directory lies in."""
     number = path.stat().st_dev
     if os.major(number) != 0:
-        _collect(_sysfs(number), found)
+        _collect(sysfs.node_of(sysfs.number_of(number)), found)
         return
-    mount = _mount_of(path)
+    mount = sysfs.mount_of(path)
     if mount is None:
         return
-    for device in _btrfs_numbers(mount):
-        _collect((_SYS_DEV / device).resolve(), found)
+    for device in sysfs.btrfs_numbers(mount):
+        _collect(sysfs.node_of(device), found)
     if mount.type == "overlay":
         for option in mount.options.split(","):
             key, _, value = option.partition("=")
@@ -486,16 +395,3 @@ def _collect_path(path: Path, found: set[Path]) -> None:
                 for layer in value.split(":"):
                     if layer and Path(layer).exists():
                         _collect_path(Path(layer), found)
-
-
-def _mount_of(path: Path) -> _Mount | None:
-    """Return the mount a path is reached through, as the kernel says."""
-    fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
-    try:
-        info = Path(f"/proc/self/fdinfo/{fd}").read_text()
-    finally:
-        os.close(fd)
-    match = re.search(r"^mnt_id:\s*(\d+)$", info, re.MULTILINE)
-    if match is None:
-        return None
-    return next((mount for mount in _mounts() if mount.id == int(match[1])), None)
