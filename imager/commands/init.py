@@ -16,7 +16,7 @@ from imager.console import Output, verb
 from imager.errors import OutputExists
 from imager.repository.configuration import Secrets
 from imager.repository.crypto.recipient import Recipient, RecipientKey
-from imager.repository.keyring import Credential, LockedRecoveryKey
+from imager.repository.keyring import Credential, LockedRecoveryKey, NamedRecipient
 from imager.repository.repository import Repository
 
 
@@ -40,7 +40,7 @@ class _Made:
     "recipients",
     multiple=True,
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="A recovery key made before with `remetal key new` (only its public part is used). "
+    help="The public part of a recovery key, as `remetal key new` writes it (FILE.pub). "
     "May be given more than once; no key is made then.",
 )
 @click.option("--name", default="first", help="Name of the capture credential.")
@@ -59,8 +59,9 @@ def init(
     REPO is a new or empty directory.
 
     \b
-    Example:
+    Examples:
       remetal init /srv/images
+      remetal init /srv/images --recovery-recipient board.key.pub --recovery-recipient it.key.pub
     """
     if recipients:
         made = _for_recipients(repo, recipients, name, keys_dir)
@@ -71,8 +72,8 @@ def init(
 
 
 def _for_recipients(repo: str, paths: tuple[Path, ...], name: str, keys_dir: Path | None) -> _Made:
-    locked = [LockedRecoveryKey.read(path) for path in paths]
-    chosen = [(key.label, key.recipient) for key in locked]
+    named = [NamedRecipient.read(path) for path in paths]
+    chosen = [(key.label, key.recipient) for key in named]
     return _make(repo, chosen, None, "", name, keys_dir)
 
 

@@ -13,7 +13,7 @@ from imager.commands.secrets import (
 from imager.console import Output, verb
 from imager.errors import OutputExists
 from imager.repository.crypto.recipient import RecipientKey
-from imager.repository.keyring import LockedRecoveryKey
+from imager.repository.keyring import LockedRecoveryKey, NamedRecipient
 from imager.repository.repository import Repository
 
 _NEW_FILE = click.Path(dir_okay=False, path_type=Path)
@@ -30,21 +30,28 @@ def key() -> None:
 @passphrase_option
 @verb
 def new(out: Output, file: Path, label: str, passphrase_file: Path | None) -> None:
-    """Make a recovery key in FILE, before any repository, for `init --recovery-recipient`.
+    """Make a recovery key in FILE, before any repository, and its public part in FILE.pub.
+
+    The public part goes to whoever makes the repository; FILE never needs to leave its place.
 
     \b
     Example:
       remetal key new board.key --label "key of the board"
-      remetal init /srv/images --recovery-recipient board.key --recovery-recipient it.key
+      remetal init /srv/images --recovery-recipient board.key.pub
     """
-    if file.exists():
-        raise OutputExists(f"{file} is there already, and keys are never overwritten")
+    public = file.with_name(file.name + ".pub")
+    for path in (file, public):
+        if path.exists():
+            raise OutputExists(f"{path} is there already, and keys are never overwritten")
     secret = new_passphrase(out, passphrase_file)
     locked = LockedRecoveryKey.lock(RecipientKey.generate(), secret, label, None)
     locked.write(file)
-    out.document({"recovery_key": str(file), "recipient": locked.recipient.id.hex()})
-    out.say(f"Made the recovery key {file} ({locked.recipient.id.hex()}).")
+    NamedRecipient(label, locked.recipient).write(public)
+    recipient = locked.recipient.id.hex()
+    out.document({"recovery_key": str(file), "public_part": str(public), "recipient": recipient})
+    out.say(f"Made the recovery key {file} ({recipient}).")
     out.say("It opens what is sealed to it only together with its passphrase; keep them apart.")
+    out.say(f"Give {public} to whoever makes the repository; it is not secret.")
 
 
 @key.command()

@@ -80,6 +80,13 @@ class _RecoveryFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sealed: bytes
 
 
+class _RecipientFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    format: Literal["remetal recipient"]
+    version: int
+    label: str
+    public_key: bytes
+
+
 class _CredentialFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     format: Literal["remetal credential"]
     version: int
@@ -87,6 +94,52 @@ class _CredentialFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     group_secret: bytes
     signing_key: bytes
     certificate: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class NamedRecipient:
+    """The public half of a recovery key, as it is handed to whoever makes a repository.
+
+    Attributes:
+        label: what people call the key.
+        recipient: the public half.
+    """
+
+    label: str
+    recipient: Recipient
+
+    def write(self, path: Path) -> None:
+        """Write the file; nothing in it is secret.
+
+        Raises:
+            OutputExists: it is there already.
+        """
+        _write_secret(
+            path,
+            _RecipientFile(
+                format="remetal recipient",
+                version=FORMAT_VERSION,
+                label=self.label,
+                public_key=self.recipient.public_key,
+            ),
+        )
+
+    @classmethod
+    def read(cls, path: Path) -> "NamedRecipient":
+        """Read the file, or the public part of a recovery key's file.
+
+        Raises:
+            RecoveryKeyNeeded: there is no such file, or it is neither.
+            UnsupportedFormat: written by another version.
+        """
+        try:
+            document = _read_secret(path, _RecipientFile)
+        except OSError as error:
+            raise RecoveryKeyNeeded(f"{path} can't be read: {error.strerror}") from error
+        except ObjectDamaged:
+            locked = LockedRecoveryKey.read(path)
+            return cls(locked.label, locked.recipient)
+        return cls(document.label, Recipient(document.public_key))
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -241,7 +294,7 @@ def check_owner(key_repository: bytes | None, repository: bytes, what: str) -> N
         )
 
 
-_Document = TypeVar("_Document", _RecoveryFile, _CredentialFile)
+_Document = TypeVar("_Document", _RecoveryFile, _RecipientFile, _CredentialFile)
 
 
 def _write_secret(path: Path, document: msgspec.Struct) -> None:
@@ -261,8 +314,7 @@ def _read_secret(path: Path, kind: type[_Document]) -> _Document:
         raise ObjectDamaged("the file is too large to be one")
     try:
         document = msgspec.json.decode(path.read_bytes(), type=kind)
-        if getattr(document, "repository", None):
-            bytes.fromhex(str(document.repository))
+        bytes.fromhex(getattr(document, "repository", None) or "")
     except (msgspec.MsgspecError, ValueError) as error:
         raise ObjectDamaged(f"the file is damaged or something else ({error})") from error
     if document.version != FORMAT_VERSION:

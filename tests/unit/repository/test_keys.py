@@ -18,7 +18,7 @@ from imager.errors import (
 from imager.repository.configuration import Secrets
 from imager.repository.crypto.recipient import RecipientKey
 from imager.repository.crypto.signing import Signer
-from imager.repository.keyring import Credential, LockedRecoveryKey, check_owner
+from imager.repository.keyring import Credential, LockedRecoveryKey, NamedRecipient, check_owner
 from imager.repository.repository import Repository
 from imager.repository.retrieval import OpenImage, Unlocked, open_image
 from imager.repository.volume_map import are_chunks
@@ -119,6 +119,19 @@ def test_wrong_passphrase(tiny: Tiny, tmp_path: Path) -> None:
         locked.unlock("wrong one")
     with pytest.raises(OutputExists):
         locked.write(path)
+
+
+def test_public_part(tiny: Tiny, tmp_path: Path) -> None:
+    locked = LockedRecoveryKey.lock(tiny.key, "right one", "label", None)
+    locked.write(tmp_path / "key")
+    NamedRecipient("label", locked.recipient).write(tmp_path / "key.pub")
+    for name in ("key", "key.pub"):
+        assert NamedRecipient.read(tmp_path / name).recipient == tiny.key.recipient
+    with pytest.raises(RecoveryKeyNeeded):
+        LockedRecoveryKey.read(tmp_path / "key.pub")
+    (tmp_path / "junk").write_bytes(b"junk")
+    with pytest.raises(RecoveryKeyNeeded):
+        NamedRecipient.read(tmp_path / "junk")
 
 
 def test_composed_and_decomposed_passphrases_are_one(tiny: Tiny) -> None:
