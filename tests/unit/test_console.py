@@ -1,0 +1,125 @@
+"""What scripts and people see of the command itself."""
+
+import importlib.metadata
+import json
+import subprocess
+import sys
+
+import click
+import pytest
+
+from imager import console
+from imager.console import Output
+from imager.errors import Interrupted, NoRoom, UnknownImage, UsageError
+
+VERBS = sorted(point.name for point in importlib.metadata.entry_points(group="remetal.commands"))
+
+
+def subcommands(name: str) -> list[list[str]]:
+    command = console.cli.get_command(click.Context(console.cli), name)
+    assert command is not None
+    if isinstance(command, click.Group):
+        return [[name, *path[1:]] for sub in command.commands for path in [[name, sub]]]
+    return [[name]]
+
+
+ALL = [words for verb in VERBS for words in subcommands(verb)]
+
+
+@pytest.mark.parametrize("words", ALL, ids=" ".join)
+def test_every_verb_has_help_with_an_example_and_json(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert console.run([*words, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "Example" in text
+    assert "--json" in text
+
+
+def test_no_secret_comes_from_the_command_line() -> None:
+    for words in ALL:
+        command: click.Command | None = console.cli
+        for word in words:
+            assert isinstance(command, click.Group)
+            command = command.get_command(click.Context(command), word)
+        assert command is not None
+        for parameter in command.params:
+            assert parameter.name not in {"passphrase", "password", "secret"}
+
+
+def test_completion_knows_the_verbs() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "imager.console"],
+        env={"_IMAGER_CONSOLE_COMPLETE": "", "_REMETAL_COMPLETE": "bash_source"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "_remetal_completion" in done.stdout
+
+
+def make(problem: BaseException | None) -> click.Command:
+    @click.command()
+    @console.verb
+    def broken(out: Output) -> None:
+        out.document({"half": "done"})
+        if problem is not None:
+            raise problem
+
+    return broken
+
+
+@pytest.mark.parametrize(
+    ("problem", "code"),
+    [
+        (UnknownImage("there is no such image"), UnknownImage.exit_code),
+        (OSError(28, "No space left on device", "/somewhere"), NoRoom.exit_code),
+        (KeyboardInterrupt(), Interrupted.exit_code),
+        (click.UsageError("bad words"), UsageError.exit_code),
+    ],
+)
+def test_exit_codes(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    problem: BaseException,
+    code: int,
+) -> None:
+    monkeypatch.setattr(console.cli, "get_command", lambda *_: make(problem))
+    assert console.run(["broken"]) == code
+    assert capsys.readouterr().out == ""
+
+
+def test_json_error_keeps_the_document(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(console.cli, "get_command", lambda *_: make(UnknownImage("none")))
+    with pytest.raises(SystemExit) as stopped:
+        console.run(["broken", "--json"])
+    assert stopped.value.code == UnknownImage.exit_code
+    document = json.loads(capsys.readouterr().out)
+    assert document["half"] == "done"
+    assert document["error"]["id"] == "unknown-image"
+
+
+def test_an_unforeseen_error_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console.cli, "get_command", lambda *_: make(OSError(5, "I/O error")))
+    with pytest.raises(OSError, match="I/O error"):
+        console.run(["broken"])
+
+
+def test_plain_progress(capsys: pytest.CaptureFixture[str]) -> None:
+    with Output().progress("copy", 1000) as advance:
+        advance(400)
+        advance(600)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("copy: 100 % of 1000 B")
+    assert lines[0].endswith("left")
+
+
+def test_quiet_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
+    out = Output(quiet=True)
+    out.remark("remark")
+    with out.progress("copy", 10) as advance:
+        advance(10)
+    assert capsys.readouterr() == ("", "")

@@ -1,0 +1,43 @@
+"""Sizes and durations."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imager.units import format_duration, format_size, parse_size, round_up
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("0", 0), ("4096", 4096), ("64M", 64 << 20), ("64MiB", 64 << 20), ("1.5G", 3 << 29)],
+)
+def test_parse(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "-1", "G", "1.5", "ten", "1X"])
+def test_no_size(text: str) -> None:
+    with pytest.raises(ValueError):
+        parse_size(text)
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(17, "17 B"), (1 << 12, "4.0 KiB"), (1_395_864_371, "1.3 GiB"), (1 << 50, "1.0 PiB")],
+)
+def test_format_size(size: int, text: str) -> None:
+    assert format_size(size) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(4.21, "4.2 s"), (187, "3 min 07 s"), (7500, "2 h 05 min")]
+)
+def test_format_duration(seconds: float, text: str) -> None:
+    assert format_duration(seconds) == text
+
+
+@given(st.integers(0, 1 << 60), st.integers(1, 1 << 30))
+def test_round_up(value: int, step: int) -> None:
+    rounded = round_up(value, step)
+    assert rounded % step == 0
+    assert value <= rounded < value + step
