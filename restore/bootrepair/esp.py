@@ -41,7 +41,7 @@ class Loader:
 
 
 def list_files(esp: Esp) -> frozenset[PureWindowsPath]:
-    r"""Return all files and directories below \EFI; none when there is no such directory.
+    r"""Return \EFI and all files and directories below; nothing when there is no such directory.
 
     Paths of this kind compare without regard to case.
 
@@ -54,11 +54,8 @@ def list_files(esp: Esp) -> frozenset[PureWindowsPath]:
         if "not found" in error.stderr:
             return frozenset()
         raise
-    return frozenset(
-        PureWindowsPath("\\" + line.removeprefix("::/").rstrip("/"))
-        for line in text.splitlines()
-        if line.startswith("::/")
-    )
+    found = [line.removeprefix("::") for line in text.splitlines() if line.startswith("::/")]
+    return frozenset(PureWindowsPath(path) for path in ("/EFI", *found))
 
 
 def find_loaders(files: Iterable[PureWindowsPath], names: Iterable[str]) -> tuple[Loader, ...]:
@@ -115,7 +112,7 @@ def write_log(esp: Esp, text: str) -> tuple[str, ...]:
 def _put(esp: Esp, local: Path, destination: PureWindowsPath) -> None:
     there = list_files(esp)
     for directory in [*reversed(destination.parents)][1:]:
-        if directory not in there and (directory.name.upper() != "EFI" or not there):
+        if directory not in there:
             _mtools("mmd", esp, _unix(directory))
     try:
         _mtools("mcopy", esp, "-o", str(local), _unix(destination))

@@ -104,18 +104,19 @@ def restore(
         return
     if not yes:
         _confirm(out, plan)
-    job.carry_out(out, opened, plan, log)
-    report = log.report()
-    out.document({**report, "plan": plan.document(), "log": log.path})
-    seconds = sum(outcome.seconds for outcome in log.outcomes)
-    verified = "and verified " if plan.verified else ""
+    try:
+        job.carry_out(out, opened, plan, log)
+    finally:
+        out.document({**log.report(), "plan": plan.document(), "log": log.path})
+        if log.path is not None:
+            out.remark(f"The log is in {log.path}.")
     out.say()
     for outcome in log.outcomes:
         for note in outcome.notes:
             out.say(f"{outcome.subject}: {note}")
+    seconds = sum(outcome.seconds for outcome in log.outcomes)
+    verified = "and verified " if plan.verified else ""
     out.say(f"{plan.machine} is restored {verified}in {format_duration(seconds)}.")
-    if log.path is not None:
-        out.say(f"The log is in {log.path}.")
 
 
 def _confirm(out: Output, plan: Plan) -> None:
