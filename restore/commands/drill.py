@@ -4,8 +4,8 @@ from pathlib import Path
 
 import click
 
-from bootmedia import rootfs
-from bootmedia.config import default_cache
+from bootmedia.config import MediumConfig, default_cache
+from bootmedia.medium import medium_kernel
 from imager.commands.secrets import (
     RECOVERY_KEY_FILE,
     default_folder,
@@ -155,10 +155,10 @@ def _subject(
 
 
 def _accelerator(out: Output, choices: run.Choices) -> Accelerator:
-    kernel = None
-    if choices.iso is None:
-        kernel = rootfs.prepare(choices.cache, (), out.remark).part("vmlinuz")
-    chosen = accelerator.choose(kernel)
+    def kernel() -> Path:
+        return medium_kernel(MediumConfig(), choices.cache, out.remark)
+
+    chosen = accelerator.choose(kernel if choices.iso is None else None)
     out.remark(chosen.reason)
     return chosen.accelerator
 

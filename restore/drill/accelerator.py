@@ -10,7 +10,7 @@ import platform
 import shutil
 import struct
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,16 +49,16 @@ class _Answer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     works: bool
 
 
-def choose(kernel: Path | None = None) -> Choice:
+def choose(kernel: Callable[[], Path | None] | None = None) -> Choice:
     """Choose the accelerator, asking the hardware once per boot of this host.
 
     Args:
-        kernel: a stock Linux kernel to try; by default the host's own, if it can be read.
-            Without any, TCG is chosen, since nothing could be proven.
+        kernel: returns a stock Linux kernel to try, and is only called when one is needed; by
+            default the host's own, if it can be read. Without any, TCG is chosen, since nothing
+            could be proven.
     """
     if not os.access(_DEVICE, os.R_OK | os.W_OK):
         return Choice(TCG, f"no usable {_DEVICE}: guests run under TCG, which is slower")
-    kernel = kernel or _host_kernel()
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "remetal"
     cache.mkdir(parents=True, exist_ok=True)
     with _locked(cache / "accelerator.lock"):
@@ -66,9 +66,10 @@ def choose(kernel: Path | None = None) -> Choice:
         boot_id = _BOOT_ID.read_text().strip()
         works = _recall(place, boot_id)
         if works is None:
-            if kernel is None:
+            image = (kernel or _host_kernel)()
+            if image is None:
                 return Choice(TCG, f"no kernel to try {_DEVICE} with: guests run under TCG")
-            works = probe(kernel)
+            works = probe(image, KVM, PROBE_TIMEOUT)
             place.write_bytes(msgspec.json.encode(_Answer(boot_id=boot_id, works=works)))
     if works:
         return Choice(KVM, "guests run under KVM")
@@ -99,7 +100,7 @@ def _recall(place: Path, boot_id: str) -> bool | None:
     return answer.works if answer.boot_id == boot_id else None
 
 
-def probe(kernel: Path, accelerator: Accelerator = KVM, timeout: float = PROBE_TIMEOUT) -> bool:
+def probe(kernel: Path, accelerator: Accelerator, timeout: float) -> bool:
     """Say whether `kernel` reaches its init under the accelerator within `timeout` seconds."""
     directory = Path(tempfile.mkdtemp(prefix="remetal-probe-"))
     try:

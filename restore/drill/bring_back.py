@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from imager.errors import DrillError, RemetalError
 from imager.units import MIB
@@ -99,12 +99,12 @@ class Drill:
         self._places = places
         self._steps = steps
 
-    def bring_back(self, order: Order, facts: dict[str, Any] | None) -> Verdict:
+    def bring_back(self, order: Order, before: evidence.Expected | None) -> Verdict:
         """Restore onto blank disks from the real medium, start them alone, and wait for proof.
 
         Args:
             order: what to restore.
-            facts: what the machine must say about itself; None when it says nothing.
+            before: what the machine must say about itself; None when it says nothing.
 
         Raises:
             DrillFailed: the restore failed.
@@ -116,7 +116,7 @@ class Drill:
         job.place_order(self._places.job, order.image, order.recovery_key, order.secret)
         power_on = self._steps.now()
         self._rescue(order, power_on)
-        return self._prove(facts, power_on)
+        return self._prove(before, power_on)
 
     def _rescue(self, order: Order, power_on: float) -> None:
         spec = self._scenario.rescue(self._places, order.iso, order.repository)
@@ -142,7 +142,7 @@ class Drill:
     def _add(self, name: str, start: float, seconds: float, size: int = 0) -> None:
         self._steps.add(Step(name, start, seconds, size or None, part_of_rto=True))
 
-    def _prove(self, before: dict[str, Any] | None, power_on: float) -> Verdict:
+    def _prove(self, before: evidence.Expected | None, power_on: float) -> Verdict:
         spec = self._scenario.restored(self._places)
         with (
             self._steps.step("start of the restored machine", part_of_rto=True),
@@ -161,10 +161,10 @@ class Drill:
             after = evidence.wait_for_facts(vm, _PROOF_LIMIT)
             rto = self._steps.now() - power_on
             vm.screenshot(self._places.screenshot("restored"))
-        differences = evidence.compare(before, after)
-        number = evidence.count(before)
+        differences = evidence.compare_all(before, after)
+        number = evidence.count(before.facts)
         if differences:
-            text = f"{len(differences)} of {number} facts are not what they were"
+            text = "it is up, and not what it was: every difference is named below"
             return Verdict(text, Outcome.FAILED, rto, number, differences)
         return Verdict(f"all {number} facts are what they were", Outcome.PROVEN, rto, number)
 

@@ -5,10 +5,12 @@ serial console; a TCP port that answers. A picture of the screen is kept in any 
 a boot menu or a panic is a still picture, too.
 """
 
+import base64
 import json
 import re
 import socket
 import time
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -20,8 +22,9 @@ import numpy as np
 from imager.errors import DrillError
 from restore.drill.qemu import Vm
 
-FACTS_PORT: Final = 1  # ttyS1
-FACTS_MARK: Final = "REMETAL-FACTS "
+_REPORTS: Final = 1  # ttyS1
+_FACTS: Final = "REMETAL-FACTS "
+_MANIFEST: Final = "REMETAL-MANIFEST "
 
 _LOGIN: Final = r"[\w.-]+ login: "
 _POLL: Final = 2.0  # seconds between two looks at what makes no event
@@ -43,6 +46,19 @@ class Difference:
     fact: str
     before: str
     after: str
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What a machine said about itself before.
+
+    Attributes:
+        facts: each is compared.
+        manifest: a digest of every file by mount point and path, to name files that differ.
+    """
+
+    facts: Mapping[str, Any]
+    manifest: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,20 +104,27 @@ def compare(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[Differ
     )
 
 
-def wait_for_facts(vm: Vm, timeout: float) -> dict[str, Any]:
-    """Wait for the facts a machine reports about itself on its second serial port.
+def wait_for_facts(vm: Vm, timeout: float) -> Expected:
+    """Wait for what a machine reports about itself on its second serial port.
 
     Raises:
-        DrillError: none came in time, or they can't be read.
+        DrillError: nothing came in time, or it can't be read.
     """
-    found = vm.wait_serial(FACTS_PORT, rf"^{FACTS_MARK}(.*)\n", timeout)
+    manifest = vm.wait_serial(_REPORTS, rf"^{_MANIFEST}(\S+)\r?\n", timeout)
+    facts = vm.wait_serial(_REPORTS, rf"^{_FACTS}(\{{.*\}})\r?\n", timeout)
     try:
-        facts = json.loads(found.group(1))
-    except ValueError as error:
-        raise DrillError(f"{vm.spec.name} reports facts that are no JSON: {error}") from error
-    if not isinstance(facts, dict):
-        raise DrillError(f"{vm.spec.name} reports facts that are no JSON object")
-    return facts
+        packed = base64.b64decode(manifest.group(1), validate=True)
+        return Expected(json.loads(facts.group(1)), json.loads(zlib.decompress(packed)))
+    except (ValueError, zlib.error) as error:
+        raise DrillError(f"what {vm.spec.name} reports can't be read: {error}") from error
+
+
+def compare_all(before: Expected, after: Expected) -> tuple[Difference, ...]:
+    """Compare all facts, and name the files that differ when one of them says that some do."""
+    differences = compare(before.facts, after.facts)
+    if differences:
+        differences += compare({"file": before.manifest}, {"file": after.manifest})
+    return differences
 
 
 def wait_for_sign(vm: Vm, timeout: float, folder: Path, *, accept_screen: bool) -> Proof:

@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO, Any, Final, TypeVar
+from typing import IO, Final, TypeVar
 
 import msgspec
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from imager import process
 from imager.errors import DrillError, UsageError
 from imager.units import MIB
+from restore.drill.evidence import Expected
 from restore.drill.vm_spec import Bus
 
 _ROOT: Final = Path(__file__).resolve().parents[2]
@@ -45,24 +46,27 @@ class Fixture(msgspec.Struct, frozen=True):
 
     Attributes:
         name: of its file in vm-fixtures/machines.
+        uuid: DMI UUID.
         firmware: "bios" or "uefi".
         memory_mib: RAM in MiB.
         disks: in order.
         facts: file with what the machine said about itself.
+        manifest: file with a digest of every file on it.
         steps: of the building; few when all was in the cache.
     """
 
     name: str
+    uuid: str
     firmware: str
     memory_mib: int
     disks: tuple[FixtureDisk, ...]
     facts: Path
+    manifest: Path
     steps: tuple[FixtureStep, ...]
 
-    def read_facts(self) -> dict[str, Any]:
-        """Return the facts before the disaster."""
-        facts: dict[str, Any] = json.loads(self.facts.read_bytes())
-        return facts
+    def expected(self) -> Expected:
+        """Return what it said about itself before the disaster."""
+        return Expected(json.loads(self.facts.read_bytes()), json.loads(self.manifest.read_bytes()))
 
 
 def checkout() -> Path:
@@ -84,6 +88,10 @@ def cache() -> Path:
     return checkout() / ".cache"
 
 
+def _machines() -> Path:
+    return cache() / "fixtures"
+
+
 def build(name: str, say: Callable[[str], None]) -> Fixture:
     """Build a fixture machine, or take it from the cache.
 
@@ -95,7 +103,7 @@ def build(name: str, say: Callable[[str], None]) -> Fixture:
         DrillError: it can't be built; the sentence carries the builder's last lines.
     """
     builder = checkout() / "vm-fixtures" / "build"
-    argv = (sys.executable, builder, name, "--cache", cache())
+    argv = (sys.executable, builder, name, "--cache", _machines())
     running = process.start(*argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert running.stdout is not None  # noqa: S101  both are pipes
     assert running.stderr is not None  # noqa: S101

@@ -8,32 +8,12 @@ from typing import Any, Final, Literal
 import msgspec
 
 from imager.errors import DrillError, DrillFailed
+from restore.medium import RUN, AtEnd
+from restore.unattended import ORDER, REPORT, Order
 
-_ORDER: Final = "job.json"
-_REPORT: Final = "report.json"
 _RECOVERY_KEY: Final = "recovery.key"
 _PHRASE: Final = "passphrase"
-_REPOSITORY: Final = "/run/remetal/repository"  # where the rescue system mounts it
-
-
-class Job(msgspec.Struct, frozen=True):
-    """The order: what is restored without a person.
-
-    Attributes:
-        repository: where it is in the rescue system.
-        image: id.
-        recovery_key: file on the job share.
-        passphrase_file: likewise.
-        verify: read everything back.
-        at_end: what follows.
-    """
-
-    repository: str
-    image: str
-    recovery_key: str
-    passphrase_file: str
-    verify: bool
-    at_end: Literal["poweroff", "reboot", "shell"]
+_REPOSITORY: Final = RUN / "repository"  # where the rescue system mounts it
 
 
 class RescueError(msgspec.Struct, frozen=True):
@@ -83,8 +63,15 @@ def place_order(folder: Path, image: str, recovery_key: Path, secret: str) -> No
     (folder / _RECOVERY_KEY).chmod(0o600)
     with open(folder / _PHRASE, "x", opener=_private) as file:
         file.write(secret + "\n")
-    job = Job(_REPOSITORY, image, _RECOVERY_KEY, _PHRASE, verify=True, at_end="poweroff")
-    (folder / _ORDER).write_bytes(msgspec.json.encode(job))
+    order = Order(
+        repository=str(_REPOSITORY),
+        image=image,
+        recovery_key=_RECOVERY_KEY,
+        passphrase_file=_PHRASE,
+        verify=True,
+        at_end=AtEnd.POWEROFF,
+    )
+    (folder / ORDER).write_bytes(msgspec.json.encode(order))
 
 
 def _private(path: str, flags: int) -> int:
@@ -104,7 +91,7 @@ def read_report(folder: Path) -> tuple[RescueReport, float]:
         DrillError: it wrote no report, or one that can't be read.
         DrillFailed: the restore failed; the sentence says why.
     """
-    place = folder / _REPORT
+    place = folder / REPORT
     try:
         report = msgspec.json.decode(place.read_bytes(), type=RescueReport)
         written = place.stat().st_mtime

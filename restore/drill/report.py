@@ -23,6 +23,7 @@ _TEMPLATES: Final = jinja2.Environment(
 _ROW: Final = 22  # height of a line in the picture
 _CHART: Final = 640  # width of the time axis
 _TICKS: Final = 6
+_MOST_NAMED: Final = 40  # differences; more help nobody
 
 
 class Outcome(StrEnum):
@@ -117,12 +118,14 @@ def _differences(result: Result) -> str:
 
 
 def lines(result: Result) -> Iterator[str]:
-    """Yield in words how a drill ended, every difference included."""
+    """Yield in words how a drill ended, with the differences."""
     yield f"{result.title}: {result.outcome.value}: {result.proof}"
-    for difference in result.differences:
+    for difference in result.differences[:_MOST_NAMED]:
         yield f"  {difference.fact}"
         yield f"    before: {difference.before}"
         yield f"    after:  {difference.after}"
+    if len(result.differences) > _MOST_NAMED:
+        yield f"  and {len(result.differences) - _MOST_NAMED} more; report.json has them all"
     if result.kept is not None:
         yield f"  everything is kept in {result.kept}"
 

@@ -141,11 +141,11 @@ def drill_fixture(name: str, choices: Choices, settings: Settings) -> Result:
                 for saved, disk in zip(subject.machine.disks, built.disks, strict=True)
             ),
             memory_mib=choices.memory_mib or built.memory_mib,
-            uuid=str(uuid.UUID(subject.machine.id)),
+            uuid=built.uuid,
         )
         iso = _medium(choices, places, steps, sheet)
         order = _order(subject, iso)
-        return Drill(plan, settings, places, steps).bring_back(order, built.read_facts())
+        return Drill(plan, settings, places, steps).bring_back(order, built.expected())
 
     return _conduct(name, choices.firmware, choices.medium, settings, work)
 

@@ -10,12 +10,10 @@ from imager.layout.disk import Disk
 from imager.layout.firmware import FirmwareKind
 from imager.layout.machine import Machine
 from restore.drill.vm_spec import Bus, Drive, Firmware, Forward, Share, UserNetwork, VmSpec
+from restore.medium import JOB_TAG, REPOSITORY_TAG
 
 # The rescue medium promises to work in this much, so that is what drills give it.
 RESCUE_MEMORY_MIB: Final = 1024
-
-JOB_SHARE: Final = "remetal-job"
-REPOSITORY_SHARE: Final = "remetal-repository"
 
 _BUSES: Final = {
     "virtio": Bus.VIRTIO,
@@ -125,8 +123,8 @@ class Scenario:
                 *self._drives(places),
             ),
             shares=(
-                Share(JOB_SHARE, places.job, read_only=False),
-                Share(REPOSITORY_SHARE, repository, read_only=True),
+                Share(JOB_TAG, places.job, read_only=False),
+                Share(REPOSITORY_TAG, repository, read_only=True),
             ),
             serials=places.consoles("rescue"),
             uuid=self.uuid,

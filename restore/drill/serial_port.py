@@ -73,14 +73,14 @@ class SerialPort:
         """Wait until a line of output matches, from behind the previous match on.
 
         Args:
-            pattern: regular expression (of bytes); it can't match across lines, and the line
+            pattern: regular expression; `^` is the start of a line. It can't match across lines, and the line
                 may be unfinished, as a prompt is.
             timeout: seconds.
 
         Returns:
             The match, or None when the time is over or the port is closed before it came.
         """
-        expression = re.compile(pattern.encode())
+        expression = re.compile(pattern.encode(), re.MULTILINE)
         deadline = time.monotonic() + timeout
         with self._changed:
             start = self._position
