@@ -1,0 +1,229 @@
+"""Restores to real block devices: what only a kernel can refuse, lose or keep from the past.
+
+Loop devices stand in for disks; a filesystem that is too small below one makes it fail like a
+dying disk.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from restored_disks import (
+    ESP_AT,
+    ROOT_AT,
+    ROOT_SIZE,
+    SIZE,
+    Saved,
+    digest,
+    extracted,
+    probe,
+    tree_in,
+)
+
+from imager import process
+from imager.units import MIB
+from restore import targets
+from restore.bootrepair import esp
+from restore.device import OpenTarget
+
+
+@contextmanager
+def loop(path: Path, *options: str) -> Iterator[Path]:
+    device = process.run("losetup", "--find", "--show", *options, path).strip()
+    try:
+        yield Path(device)
+    finally:
+        process.run("losetup", "--detach", device)
+
+
+@contextmanager
+def mounted(*words: object) -> Iterator[None]:
+    process.run("mount", *map(str, words))
+    try:
+        yield
+    finally:
+        process.run("umount", str(words[-1]))
+
+
+def noisy(path: Path, size: int = SIZE) -> Path:
+    with path.open("wb") as file:
+        for _ in range(size // MIB):
+            file.write(os.urandom(MIB))
+    return path
+
+
+def test_a_device_is_restored_and_verified(
+    saved: Saved, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    disk = noisy(tmp_path / "disk")
+    with loop(disk) as device:
+        assert saved.restore("uefi", "--map", f"disk0={device}", "--yes") == 0
+    shown = capsys.readouterr().out
+    assert f"{device}: discard old content" in shown
+    assert probe(disk).table == probe(saved.gpt).table
+    scratch = [tmp_path / "before", tmp_path / "after"]
+    for folder in scratch:
+        folder.mkdir()
+    tree = tree_in(disk, ROOT_AT, ROOT_SIZE, scratch[0])
+    assert tree == tree_in(saved.gpt, ROOT_AT, ROOT_SIZE, scratch[1])
+
+
+def test_a_larger_device_without_discard(
+    saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Like a spinning disk: what is free keeps old noise, and yet no signature survives."""
+    monkeypatch.setattr(targets, "_discards", lambda _: False)
+    disk = tmp_path / "disk"
+    size = 160 * MIB
+    with disk.open("wb") as file:
+        file.truncate(size)
+        for offset in range(0, size, 4096):
+            file.seek(offset)
+            file.write(b"LABELONE" + bytes(16) + b"LVM2 001" + b"\xfc\x4e\x2b\xa9")
+    with loop(disk) as device:
+        assert saved.restore("uefi", "--map", f"disk0={device}", "--yes") == 0
+        assert "No problems found" in process.run("sgdisk", "--verify", device)
+        seen = process.run("wipefs", "--noheadings", "--no-act", "--output", "TYPE", device)
+    assert set(seen.split()) == {"gpt", "PMBR"}
+    content = disk.read_bytes()
+    assert content.count(b"EFI PART") == 2
+    assert b"LABELONE" in content[ROOT_AT + 8 * MIB : ROOT_AT + ROOT_SIZE - 8 * MIB]
+    for start, end in ((0, 8 * MIB), (size - 8 * MIB, size)):
+        assert b"LABELONE" not in content[start:end]
+    part = extracted(disk, ROOT_AT, ROOT_SIZE, tmp_path / "part")
+    seen = process.run("wipefs", "--noheadings", "--no-act", "--output", "TYPE", part)
+    assert seen.split() == ["ext4"]
+    process.run("e2fsck", "-f", "-n", part)
+
+
+def test_a_device_in_use_is_refused(
+    saved: Saved, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    disk, folder = tmp_path / "disk", tmp_path / "mounted"
+    folder.mkdir()
+    process.run("mke2fs", "-q", "-t", "ext4", disk, f"{SIZE // 1024}k")
+    before = digest(disk)
+    with loop(disk) as device:
+        with mounted("-o", "ro,noload", device, folder):
+            assert saved.restore("uefi", "--map", f"disk0={device}", "--yes") == 42
+            assert f"mounted read-only on {folder}" in capsys.readouterr().err
+        assert saved.restore("uefi", "--map", f"disk0={disk}", "--yes") == 42
+        assert str(device) in capsys.readouterr().err
+    assert digest(disk) == before
+
+
+def test_a_device_claimed_after_the_plan_is_refused(
+    saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = noisy(tmp_path / "disk")
+    before = digest(disk)
+    claims: list[int] = []
+    check_room = targets.check_room
+    with loop(disk) as device:
+
+        def claim(plan: object) -> None:
+            check_room(plan)  # type: ignore[arg-type]
+            claims.append(os.open(device, os.O_RDONLY | os.O_EXCL))
+
+        monkeypatch.setattr(targets, "check_room", claim)
+        assert saved.restore("uefi", "--map", f"disk0={device}", "--yes") == 42
+        os.close(claims.pop())
+    assert digest(disk) == before
+
+
+def test_a_read_only_device_is_refused(
+    saved: Saved, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    disk = noisy(tmp_path / "disk")
+    before = digest(disk)
+    with loop(disk, "--read-only") as device:
+        assert saved.restore("uefi", "--map", f"disk0={device}", "--yes") == 40
+    assert "read-only" in capsys.readouterr().err
+    assert digest(disk) == before
+
+
+def test_the_device_below_the_repository_is_refused(
+    saved: Saved, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also when its filesystem is reached through a second loop device."""
+    disk, folder = tmp_path / "disk", tmp_path / "mounted"
+    folder.mkdir()
+    process.run("mke2fs", "-q", "-t", "ext4", disk, f"{2 * SIZE // 1024}k")
+    with loop(disk) as device, mounted(device, folder):
+        process.run("cp", "-r", saved.repository, folder / "repository")
+        moved = Saved(saved.folder, folder / "repository", saved.gpt, saved.mbr)
+        assert moved.restore("uefi", "--map", f"disk0={device}", "--yes") in {42, 44}
+    assert str(device) in capsys.readouterr().err
+
+
+def test_the_rescue_medium_is_refused(
+    saved: Saved, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    disk = tmp_path / "stick"
+    with disk.open("wb") as file:
+        file.truncate(SIZE)
+        file.seek(32768)
+        file.write(b"\x01CD001\x01\0" + b" " * 32 + b"REMETAL".ljust(32))
+    before = digest(disk)
+    with loop(disk) as device:
+        assert saved.restore("uefi", "--map", f"disk0={device}", "--yes") == 44
+    assert "rescue medium" in capsys.readouterr().err
+    assert digest(disk) == before
+
+
+def test_a_dying_device_is_named_with_the_place(
+    saved: Saved, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    with mounted("-t", "tmpfs", "-o", f"size={24 * MIB}", "tmpfs", folder):
+        disk = folder / "disk"
+        with disk.open("wb") as file:
+            file.truncate(SIZE)
+        with loop(disk) as device:
+            assert saved.restore("uefi", "--map", f"disk0={device}", "--yes") == 46
+            error = capsys.readouterr().err
+            assert f"{device} (disk0)" in error
+            assert "Input/output error" in error or "No space left" in error
+            assert process.run("blkid", "-p", device, accept=(0, 2)) == "", "nothing to start from"
+
+
+def test_a_bit_lost_below_the_kernels_cache_is_found(
+    saved: Saved,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The disk says it has written, and has not: only reading the disk itself can tell."""
+    disk = noisy(tmp_path / "disk")
+    flush = OpenTarget.flush
+    place = ROOT_AT + 1024  # the superblock of ext4
+    flushed: list[OpenTarget] = []
+
+    def flush_and_lose(self: OpenTarget) -> None:
+        flush(self)
+        flushed.append(self)
+        if len(flushed) == 2:  # the first is of the wiped signatures, the second of all content
+            with disk.open("r+b") as file:
+                file.seek(place)
+                file.write(b"\xff")
+                os.fsync(file.fileno())
+
+    monkeypatch.setattr(OpenTarget, "flush", flush_and_lose)
+    with loop(disk, "--direct-io=on") as device:
+        assert saved.restore("uefi", "--map", f"disk0={device}", "--yes") == 47
+    assert f"at byte {ROOT_AT} of the disk differ" in capsys.readouterr().err
+    with pytest.raises(Exception, match="sfdisk"):
+        process.run("sfdisk", "--json", disk)
+
+
+def test_mtools_reads_names_without_code_pages(saved: Saved, tmp_path: Path) -> None:
+    """As on the rescue medium, which leaves the C library's code pages out."""
+    code_pages = Path("/usr/lib/x86_64-linux-gnu/gconv")
+    if not code_pages.is_dir():
+        pytest.skip("no code pages here to be hidden")
+    command = f"mount -t tmpfs none {code_pages} && mdir -b -i {saved.gpt}@@{ESP_AT} ::/EFI"
+    listing = process.run("unshare", "--mount", "sh", "-c", command, env=esp._ENVIRONMENT)
+    assert listing.strip() == "::/EFI/debian/"
