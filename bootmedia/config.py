@@ -106,7 +106,7 @@ def read_config(path: Path) -> MediumConfig:
     """
     try:
         document = tomllib.loads(path.read_text())
-        config = msgspec.convert(document, MediumConfig)
+        config = msgspec.convert(document, MediumConfig, dec_hook=_decode)
     except (OSError, UnicodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path} can't be read: {error}", hint="") from error
     except msgspec.ValidationError as error:
@@ -117,6 +117,13 @@ def read_config(path: Path) -> MediumConfig:
         key = path.parent / config.recovery_key
         config = msgspec.structs.replace(config, recovery_key=key)
     return config
+
+
+def _decode(wanted: type, value: object) -> Path:
+    """Turn a text into the one type that TOML lacks and a field has."""
+    if wanted is Path and isinstance(value, str) and value:
+        return Path(value)
+    raise ValueError("Expected a path")
 
 
 def _hint(document: dict[str, object]) -> str:

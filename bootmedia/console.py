@@ -99,6 +99,9 @@ def run(descriptors: list[int], argv: list[str], pid_file: Path | None = None) -
     os.set_blocking(stop_writer, False)
     child, terminal = os.forkpty()
     if child == 0:
+        # Python ignores these, and a program would inherit that.
+        for number in (signal.SIGPIPE, signal.SIGXFSZ):
+            signal.signal(number, signal.SIG_DFL)
         try:
             os.execvp(argv[0], argv)  # noqa: S606  no shell is wanted between
         except OSError as error:

@@ -13,7 +13,7 @@ from typing import Final
 
 from bootmedia.selection import PYTHON, UNWANTED_WHEEL_PATHS
 from imager import process
-from imager.errors import MediumError, ProgramError
+from imager.errors import MediumError, NoRoom, ProgramError
 
 # Oldest C library first; all run on the medium's glibc 2.36.
 _PLATFORMS: Final = ("manylinux2014_x86_64", "manylinux_2_28_x86_64", "manylinux_2_34_x86_64")
@@ -57,6 +57,7 @@ def install(wanted: tuple[str, ...], folder: Path) -> None:
 
     Raises:
         MediumError: pip can't bring them.
+        NoRoom: the disk is full.
     """
     argv = [sys.executable, "-m", "pip", "install", "--quiet", "--no-compile", "--no-input"]
     argv += ["--disable-pip-version-check", "--target", str(folder), "--only-binary=:all:"]
@@ -65,8 +66,11 @@ def install(wanted: tuple[str, ...], folder: Path) -> None:
     try:
         process.run(*argv, *wanted, timeout=_TIMEOUT)
     except ProgramError as error:
+        lines = error.stderr.strip().splitlines()
+        if "No space left on device" in error.stderr:
+            raise NoRoom(f"no room left for the medium's Python packages in {folder}") from error
         raise MediumError(
-            f"the medium's Python packages can't be fetched: {error.message}",
+            f"the medium's Python packages can't be fetched: {' / '.join(lines[-2:])}",
             hint="Check that a Python package index can be reached (PIP_INDEX_URL for your own).",
         ) from error
     for pattern in UNWANTED_WHEEL_PATHS:
