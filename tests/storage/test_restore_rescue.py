@@ -1,0 +1,282 @@
+"""What the rescue medium does: orders without a person, and the dialogue with one."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import pytest
+from restored_disks import PASSPHRASE, SIZE, Saved, digest
+
+from imager.blockdev import BlockDisk
+from imager.console import Output
+from imager.layout.disk import DiskIdentity
+from restore import unattended
+from restore.commands.rescue import rescue
+from restore.console_ui import repositories
+from restore.console_ui.dialogue import Dialogue
+from restore.console_ui.repositories import Found
+from restore.console_ui.terminal import Terminal
+from restore.medium import AtEnd, Medium, find_shares, on_medium, read_medium
+from restore.unattended import REPORT
+
+
+@pytest.fixture
+def share(saved: Saved, tmp_path: Path) -> Path:
+    folder = tmp_path / "share"
+    folder.mkdir()
+    shutil.copy(saved.folder / "keys" / "recovery.key", folder)
+    (folder / "passphrase").write_text(PASSPHRASE + "\n")
+    return folder
+
+
+def order(saved: Saved, share: Path, **fields: object) -> None:
+    document = {
+        "repository": str(saved.repository),
+        "image": "bios",
+        "recovery_key": "recovery.key",
+        "passphrase_file": "passphrase",
+        "verify": True,
+        "at_end": "reboot",
+        "maps": {"disk0": str(share.parent / "target.raw")},
+        **fields,
+    }
+    (share / "job.json").write_text(json.dumps(document))
+
+
+def run(share: Path) -> tuple[AtEnd, dict[str, object]]:
+    at_end = unattended.run(Output(), share, lambda: None)
+    return at_end, json.loads((share / REPORT).read_text())
+
+
+def test_an_order_is_carried_out_and_reported(saved: Saved, share: Path) -> None:
+    order(saved, share)
+    at_end, report = run(share)
+    assert at_end is AtEnd.REBOOT
+    assert report["outcome"] == "restored"
+    assert report["error"] is None
+    steps = report["steps"]
+    assert isinstance(steps, list)
+    assert [step["name"] for step in steps][:3] == ["open-image", "plan", "make-file"]
+    assert all({"name", "seconds", "bytes"} <= {*step} for step in steps)
+    assert isinstance(report["plan"], list)
+    assert "ALL DATA on these disks will be replaced:" in report["plan"]
+    assert "Restored; finished" in (share / "restore.log").read_text()
+    assert digest(share.parent / "target.raw") == digest(saved.mbr)
+
+
+@pytest.mark.parametrize(
+    ("fields", "error_id"),
+    [
+        ({"image": "nobody"}, "unknown-image"),
+        ({"repository": "/nowhere"}, "not-a-repository"),
+        ({"passphrase_file": "missing"}, "secret"),
+        ({"recovery_key": "missing"}, None),
+        ({"maps": {"disk0": "/nowhere/x"}}, "no-target"),
+        ({"at_end": "dance"}, "config"),
+        ({"surprise": 1}, "config"),
+    ],
+)
+def test_a_failing_order_is_reported_and_powers_off(
+    saved: Saved, share: Path, fields: dict[str, object], error_id: str | None
+) -> None:
+    order(saved, share, **fields)
+    at_end, report = run(share)
+    assert at_end is AtEnd.POWEROFF, "never a reboot into a half-restored disk"
+    assert report["outcome"] == "failed"
+    error = report["error"]
+    assert isinstance(error, dict)
+    assert {*error} == {"id", "message", "hint", "exit_code"}
+    if error_id is not None:
+        assert error["id"] == error_id
+    assert "FAILED" in (share / "restore.log").read_text()
+
+
+def test_a_wrong_passphrase_is_reported(saved: Saved, share: Path) -> None:
+    order(saved, share)
+    (share / "passphrase").write_text("something else\n")
+    at_end, report = run(share)
+    assert (at_end, report["outcome"]) == (AtEnd.POWEROFF, "failed")
+    assert isinstance(report["error"], dict)
+    assert report["error"]["id"] == "wrong-passphrase"
+
+
+def test_whatever_breaks_is_reported(
+    saved: Saved, share: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order(saved, share)
+    monkeypatch.setattr(unattended.job, "carry_out", lambda *_: 1 / 0)
+    at_end, report = run(share)
+    assert at_end is AtEnd.POWEROFF
+    assert isinstance(report["error"], dict)
+    assert "ZeroDivisionError" in report["error"]["message"]
+
+
+def test_no_order_is_reported(share: Path) -> None:
+    at_end, report = run(share)
+    assert at_end is AtEnd.POWEROFF
+    assert isinstance(report["error"], dict)
+    assert "job.json" in report["error"]["message"]
+
+
+def test_tags_of_shares(tmp_path: Path) -> None:
+    for number, tag in enumerate((b"remetal-job\0", b"remetal-repository\n")):
+        (tmp_path / f"virtio{number}").mkdir()
+        (tmp_path / f"virtio{number}" / "mount_tag").write_bytes(tag)
+    assert find_shares(tmp_path) == {"remetal-job", "remetal-repository"}
+    assert find_shares(tmp_path / "none") == frozenset()
+
+
+def test_the_mediums_description(tmp_path: Path) -> None:
+    path = tmp_path / "medium.json"
+    assert not on_medium(path)
+    path.write_text(
+        '{"title": "T", "version": "1", "built": "x", "repositories": ["/r"], '
+        '"recovery_key": "/etc/remetal/recovery.key", "medium": "m"}'
+    )
+    assert on_medium(path)
+    assert read_medium(path) == Medium("T", "1", ("/r",), Path("/etc/remetal/recovery.key"))
+
+
+def test_the_verb_does_nothing_on_another_system() -> None:
+    assert not on_medium()
+    with pytest.raises(Exception, match="not started from a rescue medium"):
+        rescue.main(["--quiet"], standalone_mode=False)
+
+
+class Person:
+    """Types what a list says, one line for each prompt; a function looks at something first."""
+
+    def __init__(self, *lines: str | Callable[[], str]) -> None:
+        self.lines = list(lines)
+        self.prompts: list[str] = []
+
+    def prompt(self, text: str, **_: object) -> str:
+        self.prompts.append(text)
+        if not self.lines:
+            raise click.Abort
+        line = self.lines.pop(0)
+        return line if isinstance(line, str) else line()
+
+
+@pytest.fixture
+def talk(
+    saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[AtEnd, Person]]:
+    """Run the dialogue with the disks of a machine that has two equal ones."""
+    store = tmp_path / "store"
+    store.mkdir()
+    (store / "remetal.passphrase").write_text(PASSPHRASE + "\n")
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(store))
+    disks = []
+    for name in ("one.raw", "two.raw"):
+        path = tmp_path / name
+        with path.open("wb") as file:
+            file.write(b"old")
+            file.truncate(SIZE)
+        identity = DiskIdentity(SIZE, 512, serial=name)
+        disks.append(
+            BlockDisk(path, identity, (), read_only=False, removable=False, is_device=False)
+        )
+    monkeypatch.setattr("imager.blockdev.list_disks", lambda: tuple(disks))
+
+    def look(_: list[Path]) -> Found:
+        return Found((saved.repository,), (saved.folder / "keys" / "recovery.key",))
+
+    def run_dialogue(*lines: str | Callable[[], str]) -> tuple[AtEnd, Person]:
+        person = Person(*lines)
+        monkeypatch.setattr(click, "prompt", person.prompt)
+        dialogue = Dialogue(Terminal(Output()), Medium("Rescue", "1"), look, tmp_path / "log")
+        return dialogue.run(), person
+
+    return run_dialogue
+
+
+def image_number(capsys: pytest.CaptureFixture[str], name: str) -> Callable[[], str]:
+    def answer() -> str:
+        shown = capsys.readouterr().out.splitlines()
+        return next(line.split()[0] for line in shown if f"  {name}, " in line)
+
+    return answer
+
+
+def test_a_person_restores_a_machine(
+    saved: Saved,
+    tmp_path: Path,
+    talk: Callable[..., tuple[AtEnd, Person]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    untouched = digest(tmp_path / "two.raw")
+
+    def agree() -> str:
+        shown = capsys.readouterr().out
+        assert "This overwrites:" in shown
+        assert str(tmp_path / "one.raw") in shown
+        assert digest(tmp_path / "one.raw") == untouched
+        return "overwrite"
+
+    at_end, person = talk(
+        "1",  # the repository
+        "1",  # the recovery key
+        image_number(capsys, "bios"),
+        "1",  # two equal disks: which one takes disk0
+        "",  # Enter shows the rest of the plan
+        "",  # and means nothing at the question
+        agree,
+        "reboot",
+    )
+    assert at_end is AtEnd.REBOOT
+    assert not person.lines
+    assert digest(tmp_path / "one.raw") == digest(saved.mbr)
+    assert digest(tmp_path / "two.raw") == untouched
+    assert "is restored and verified" in capsys.readouterr().out
+
+
+def test_enter_alone_does_nothing_and_the_end_of_input_leaves_to_the_shell(
+    tmp_path: Path, talk: Callable[..., tuple[AtEnd, Person]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = digest(tmp_path / "one.raw")
+    at_end, person = talk("1", "1", image_number(capsys, "bios"), "1", *[""] * 30)
+    assert at_end is AtEnd.SHELL
+    assert person.prompts[-1].startswith("Type overwrite")
+    assert digest(tmp_path / "one.raw") == before
+
+
+@pytest.mark.parametrize("word", ["yes", "y", "OVERWRITE!", "1", "shell"])
+def test_no_other_word_agrees(
+    tmp_path: Path,
+    word: str,
+    talk: Callable[..., tuple[AtEnd, Person]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    before = digest(tmp_path / "one.raw")
+    at_end, _ = talk("1", "1", image_number(capsys, "bios"), "1", "", word)
+    assert at_end is AtEnd.SHELL
+    assert digest(tmp_path / "one.raw") == before
+
+
+def test_again_goes_back_to_the_first_question_from_anywhere(
+    talk: Callable[..., tuple[AtEnd, Person]],
+) -> None:
+    at_end, person = talk("1", "1", "again", "1", "again", "shell")
+    assert at_end is AtEnd.SHELL
+    firsts = [prompt for prompt in person.prompts if "path, look" in prompt]
+    assert len(firsts) == 3
+
+
+def test_a_wrong_path_is_explained_and_asked_for_again(
+    talk: Callable[..., tuple[AtEnd, Person]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    talk("path", "/nowhere", "9", "shell")
+    shown = capsys.readouterr().out
+    assert "there is no repository at /nowhere" in shown
+    assert "9 is none of them." in shown
+
+
+def test_repositories_and_keys_are_found_in_folders(saved: Saved, tmp_path: Path) -> None:
+    assert list(repositories.repositories_in(saved.repository)) == [saved.repository]
+    assert list(repositories.repositories_in(saved.folder)) == [saved.repository]
+    assert list(repositories.repositories_in(tmp_path / "none")) == []
+    keys = list(repositories.recovery_keys_in(saved.folder / "keys"))
+    assert keys == [saved.folder / "keys" / "recovery.key"]
