@@ -24,6 +24,7 @@ PACKAGES: Final = (
     "lvm2",
     "mdadm",
     "mount",
+    "mtools",
     "ntfs-3g",
     "partclone",
     "python3",
