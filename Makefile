@@ -20,7 +20,7 @@ $(VENV)/.done: pyproject.toml .ci/setup
 	touch $@
 
 drill: setup
-	$(BIN)/remetal drill --fixture uefi-ext4 --fixture bios-ext4
+	$(BIN)/remetal drill --fixture uefi-ext4 --fixture bios-ext4 --report .cache/drill
 
 test: setup
 	$(BIN)/pytest -m "not slow"
