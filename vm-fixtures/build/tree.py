@@ -1,0 +1,182 @@
+"""The files of one machine: Debian's from the archive, and what makes it this machine."""
+
+import random
+import shutil
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from imager import process
+from imager.errors import ConfigError
+from spec import Loader, Machine
+from template import render
+
+GUEST: Final = Path(__file__).parent / "guest"
+ORDER: Final = ".layout"  # sorts before every name at the top of a Debian root
+
+_SCRIPTS: Final = ("facts.py", "life.py", "volatile.txt")
+_UNITS: Final = ("fixture-facts.service", "fixture-life.service")
+_LINKS_PER_DIRECTORY: Final = 256  # lookups in a directory without index are linear
+
+
+def guest_files() -> list[Path]:
+    """Return the files of this program that run in the guest."""
+    return [GUEST / name for name in (*_SCRIPTS, *_UNITS)]
+
+
+def unpack(archive: Path, tree: Path) -> None:
+    """Unpack the archive with owners, times and attributes; device nodes come from the kernel.
+
+    Raises:
+        ProgramError: tar failed, such as for want of root or of room.
+    """
+    tree.mkdir()
+    process.run(
+        *("tar", "--extract", "--file", archive, "--directory", tree),
+        *("--numeric-owner", "--same-permissions", "--same-owner"),
+        *("--xattrs", "--xattrs-include=*", "--exclude=./dev/*"),
+    )
+
+
+def personalise(machine: Machine, tree: Path) -> None:
+    """Turn the unpacked Debian into this machine: identity, fstab, boot files, services."""
+    etc = tree / "etc"
+    _write(etc / "hostname", machine.hostname + "\n")
+    _write(etc / "hosts", render("hosts", hostname=machine.hostname))
+    _write(etc / "machine-id", machine.machine_id + "\n")
+    _write(etc / "resolv.conf", "")
+    _write(etc / "fstab", render("fstab", filesystems=machine.filesystem))
+    _services(machine, tree)
+    for each in machine.filesystem:
+        if each.mountpoint is not None:
+            (tree / each.mountpoint.lstrip("/")).mkdir(parents=True, exist_ok=True)
+    _kernel(machine, tree)
+    if machine.boot.loader is Loader.GRUB_PC:
+        shutil.copytree(tree / "usr/lib/grub/i386-pc", tree / "boot/grub/i386-pc")
+    else:
+        _signed_loaders(machine, tree)
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)  # it may be a link that leads out of the tree
+    path.write_text(text)
+    path.chmod(0o644)
+
+
+def _services(machine: Machine, tree: Path) -> None:
+    library = tree / "usr/local/lib/fixture"
+    for name in _SCRIPTS:
+        _write(library / name, (GUEST / name).read_text())
+    life = {"seed": machine.life.seed, "size": int(machine.life.size)}
+    _write(library / "life.json", msgspec.json.encode(life).decode() + "\n")
+    (tree / "var/lib/fixture").mkdir(parents=True)
+    units = tree / "etc/systemd/system"
+    wanted = units / "multi-user.target.wants"
+    wanted.mkdir(parents=True, exist_ok=True)
+    for name in _UNITS:
+        _write(units / name, (GUEST / name).read_text())
+        (wanted / name).symlink_to(f"/etc/systemd/system/{name}")
+    for name in machine.system.masked:
+        (units / name).unlink(missing_ok=True)
+        (units / name).symlink_to("/dev/null")
+    (units / "default.target").unlink(missing_ok=True)
+    (units / "default.target").symlink_to("/lib/systemd/system/multi-user.target")
+
+
+def _kernel(machine: Machine, tree: Path) -> None:
+    kernels = sorted((tree / "boot").glob("vmlinuz-*"))
+    if len(kernels) != 1:
+        raise ConfigError(
+            f"{machine.hostname}: there are {len(kernels)} kernels in the Debian that was made",
+            hint="Name exactly one linux-image-… package in system.packages.",
+        )
+    version = kernels[0].name.removeprefix("vmlinuz-")
+    text = render(
+        "grub.cfg",
+        root_uuid=machine.at("/").uuid,
+        kernel=f"/boot/vmlinuz-{version}",
+        initrd=f"/boot/initrd.img-{version}",
+        options=machine.boot.options,
+    )
+    _write(tree / "boot/grub/grub.cfg", text)
+
+
+def _signed_loaders(machine: Machine, tree: Path) -> None:
+    """Put the loaders on the ESP, where Debian's installer puts them.
+
+    The fall-back path gets no fbx64.efi: it would make up a lost boot entry at the next start,
+    and hide that a restore forgot it.
+    """
+    shim, grub = tree / "usr/lib/shim", tree / "usr/lib/grub/x86_64-efi-signed"
+    files = {
+        "debian/shimx64.efi": shim / "shimx64.efi.signed",
+        "debian/mmx64.efi": shim / "mmx64.efi.signed",
+        "debian/fbx64.efi": shim / "fbx64.efi.signed",
+        "debian/BOOTX64.CSV": shim / "BOOTX64.CSV",
+        "debian/grubx64.efi": grub / "grubx64.efi.signed",
+        "BOOT/BOOTX64.EFI": shim / "shimx64.efi.signed",
+        "BOOT/mmx64.efi": shim / "mmx64.efi.signed",
+        "BOOT/grubx64.efi": grub / "grubx64.efi.signed",
+    }
+    efi = tree / "boot/efi/EFI"
+    for name, source in files.items():
+        target = efi / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
+    early = render("early.cfg", root_uuid=machine.at("/").uuid, on_esp=True)
+    _write(efi / "debian/grub.cfg", early)
+
+
+def split(machine: Machine, tree: Path, parts: Path) -> dict[str, Path]:
+    """Take the content of every mounted filesystem out of the tree, the innermost first.
+
+    Args:
+        machine: says what is mounted where.
+        tree: all files; what is mounted below the root leaves an empty mountpoint behind.
+        parts: a new directory on the filesystem of the tree.
+
+    Returns:
+        The content of each filesystem that has a mountpoint, by that mountpoint.
+    """
+    parts.mkdir()
+    found = {"/": tree}
+    mountpoints = [each.mountpoint for each in machine.filesystem if each.mountpoint is not None]
+    inner = sorted((m for m in mountpoints if m != "/"), key=len, reverse=True)
+    for number, mountpoint in enumerate(inner):
+        place = tree / mountpoint.lstrip("/")
+        part = parts / str(number)
+        place.rename(part)
+        place.mkdir()
+        found[mountpoint] = part
+    return found
+
+
+def put_in_order(content: Path, seed: int) -> None:
+    """Make `mke2fs -d` copy the files of `content` in a shuffled order.
+
+    It copies in order of names and writes a file's blocks under the first of its hard links. So
+    a directory that sorts first gets a link to every file, in the wanted order; it is removed
+    from the finished filesystem.
+
+    Args:
+        content: what will be copied.
+        seed: decides the order.
+    """
+    files = sorted(
+        path for path in content.rglob("*") if path.is_file() and not path.is_symlink()
+    )
+    random.Random(seed).shuffle(files)
+    for number, path in enumerate(files):
+        folder = content / ORDER / f"{number // _LINKS_PER_DIRECTORY:06d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{number:08d}").hardlink_to(path)
+
+
+def order_names(content: Path) -> tuple[list[str], list[str]]:
+    """Return the links that `put_in_order` made and their directories, to be removed again."""
+    order = content / ORDER
+    folders = sorted(order.iterdir()) if order.exists() else []
+    links = [f"/{path.relative_to(content)}" for folder in folders for path in folder.iterdir()]
+    return sorted(links), [f"/{path.relative_to(content)}" for path in (*folders, order)]
