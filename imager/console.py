@@ -48,11 +48,16 @@ class Output:
     Args:
         as_json: emit JSON on standard output and nothing else there.
         quiet: no progress and no remarks.
+
+    Attributes:
+        plain: progress as lines now and then, also on a terminal: for serial consoles, where a
+            bar that is drawn many times a second floods the line.
     """
 
     def __init__(self, *, as_json: bool = False, quiet: bool = False) -> None:
         self.as_json = as_json
         self.quiet = quiet
+        self.plain = False
         self._document: dict[str, Any] = {}
         # Without a terminal nothing wraps: logs and pipes get whole lines.
         wide = None if sys.stdout.isatty() else _PIPE_WIDTH
@@ -112,7 +117,7 @@ class Output:
         """
         if self.quiet or total <= 0:
             yield lambda _: None
-        elif self._err.is_terminal:
+        elif self._err.is_terminal and not self.plain:
             with Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),

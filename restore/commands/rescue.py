@@ -31,6 +31,7 @@ def rescue(out: Output) -> None:
       remetal rescue
     """
     medium = read_medium()
+    out.plain = True
     shares = find_shares()
     if JOB_TAG in shares:
         mount_share(JOB_TAG, RUN / "job", read_only=False)
