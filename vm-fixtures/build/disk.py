@@ -21,6 +21,7 @@ _SECTOR: Final = 512
 _MBR_CODE: Final = 440  # bytes before the disk signature
 _SWAP_HEADER: Final = 4096  # mkswap writes into the first page only
 _DRIVE_CHECK: Final = 0x66  # in GRUB's boot.img: a jump that distrusts the BIOS's drive number
+_NUMBER: Final = re.compile(r"\d+$")  # at the end of sfdisk's name for a partition
 _GRUB_MODULES: Final = ("biosdisk", "part_msdos", "part_gpt", "ext2", "search_fs_uuid")
 _TYPES: Final = {
     TableKind.GPT: {"esp": "uefi", "linux": "linux", "swap": "swap"},
@@ -100,12 +101,7 @@ def partition(disk: Disk, image: Path) -> dict[str, Place]:
 def read_table(image: Path) -> Mapping[int, dict[str, Any]]:
     """Return sfdisk's description of each partition of an image, by number."""
     found = json.loads(process.run("sfdisk", "--json", image))["partitiontable"]
-    entries = {}
-    for entry in found["partitions"]:
-        number = re.search(r"\d+$", entry["node"])
-        assert number is not None
-        entries[int(number.group())] = entry
-    return entries
+    return {int(_NUMBER.findall(entry["node"])[0]): entry for entry in found["partitions"]}
 
 
 def make(

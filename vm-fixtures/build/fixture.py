@@ -10,6 +10,7 @@ A machine's directory appears whole or not at all.
 import fcntl
 import hashlib
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -24,12 +25,14 @@ import disk
 import root
 import tree
 from imager.units import format_duration
-from spec import Firmware, Machine, load
+from machine_file import load
+from spec import Firmware, Machine
 
 MACHINES: Final = Path(__file__).parent.parent / "machines"
 
 _SOURCES: Final = Path(__file__).parent
 _DOCUMENT: Final = "fixture.json"
+_KEEP: Final = 6 * 3600.0  # seconds after its last use that an outdated machine stays
 
 Say = Callable[[str], None]
 
@@ -107,7 +110,8 @@ def build(name: str, cache: Path, say: Say) -> Fixture:
             except BaseException:
                 _keep_logs(partial, cache / f"{name}.failed", say)
                 raise
-            _forget_older(name, final)
+        os.utime(final)  # what is used stays
+        _forget_unused(final.parent, name)
         document = msgspec.json.decode((final / _DOCUMENT).read_bytes(), type=Fixture)
     return _absolute(document, final)
 
@@ -198,11 +202,11 @@ def _keep_logs(partial: Path, place: Path, say: Say) -> None:
     shutil.rmtree(partial, ignore_errors=True)
 
 
-def _forget_older(name: str, final: Path) -> None:
-    """Remove machines of this name that other sources made; nothing will ask for them again."""
-    for older in final.parent.glob(f"{name}-" + "[0-9a-f]" * 16):
-        if older != final:
-            shutil.rmtree(older)
+def _forget_unused(cache: Path, name: str) -> None:
+    """Remove machines of this name that other sources made and nobody asked for in a while."""
+    for place in cache.glob(f"{name}-" + "[0-9a-f]" * 16):
+        if time.time() - place.stat().st_mtime > _KEEP:
+            shutil.rmtree(place)
 
 
 def _absolute(fixture: Fixture, directory: Path) -> Fixture:
@@ -211,9 +215,7 @@ def _absolute(fixture: Fixture, directory: Path) -> Fixture:
 
     return msgspec.structs.replace(
         fixture,
-        disks=tuple(
-            msgspec.structs.replace(each, path=place(each.path)) for each in fixture.disks
-        ),
+        disks=tuple(msgspec.structs.replace(each, path=place(each.path)) for each in fixture.disks),
         nvram=place(fixture.nvram) if fixture.nvram else None,
         facts=place(fixture.facts),
         manifest=place(fixture.manifest),

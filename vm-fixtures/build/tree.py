@@ -15,7 +15,7 @@ from template import render
 GUEST: Final = Path(__file__).parent / "guest"
 ORDER: Final = ".layout"  # sorts before every name at the top of a Debian root
 
-_SCRIPTS: Final = ("facts.py", "life.py", "volatile.txt")
+_SCRIPTS: Final = ("facts.py", "file_tree.py", "life.py", "volatile.txt")
 _UNITS: Final = ("fixture-facts.service", "fixture-life.service")
 _LINKS_PER_DIRECTORY: Final = 256  # lookups in a directory without index are linear
 
@@ -164,10 +164,8 @@ def put_in_order(content: Path, seed: int) -> None:
         content: what will be copied.
         seed: decides the order.
     """
-    files = sorted(
-        path for path in content.rglob("*") if path.is_file() and not path.is_symlink()
-    )
-    random.Random(seed).shuffle(files)
+    files = sorted(path for path in content.rglob("*") if path.is_file() and not path.is_symlink())
+    random.Random(seed).shuffle(files)  # noqa: S311 - repeatable on purpose
     for number, path in enumerate(files):
         folder = content / ORDER / f"{number // _LINKS_PER_DIRECTORY:06d}"
         folder.mkdir(parents=True, exist_ok=True)

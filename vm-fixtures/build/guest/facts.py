@@ -12,32 +12,24 @@ or anything else that a new disk of the same layout changes.
 """
 
 import base64
-import fcntl
 import hashlib
 import json
 import os
 import re
 import sqlite3
-import stat
 import subprocess
 import sys
 import termios
-import threading
 import tty
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from file_tree import Tree, abridged, digest
 
 HERE = Path(__file__).parent
 DATABASE = Path("/var/lib/fixture/ward.sqlite")
 EFI_VARIABLES = Path("/sys/firmware/efi/efivars")
-WORKERS = os.cpu_count() or 1
-BLOCK = 1 << 18
-
-FS_IOC_GETFLAGS = 0x80086601
-# Flags a person sets (immutable, append-only, no dump, no atime); the others are ext4's own.
-FLAGS = 0x10 | 0x20 | 0x40 | 0x80
 
 Json = dict[str, Any]
 
@@ -47,9 +39,9 @@ def run(*argv: str) -> str:
     return subprocess.run(argv, check=True, capture_output=True, text=True).stdout
 
 
-def fields(line: str) -> dict[str, str]:
-    """Return the NAME="value" pairs of a line of `blkid -o export` or `udevadm`."""
-    return dict(re.findall(r"^([A-Z_]+)=(.*)$", line, re.MULTILINE))
+def fields(text: str) -> dict[str, str]:
+    """Return the pairs of `blkid -o export`."""
+    return dict(re.findall(r"^([A-Z_]+)=(.*)$", text, re.MULTILINE))
 
 
 # --- disks
@@ -59,13 +51,11 @@ def block_devices() -> Json:
     """Return what blkid reads from every block device, by partition table and number."""
     devices: Json = {}
     for disk in disks():
-        table = fields(run("/usr/sbin/blkid", "-p", "-o", "export", f"/dev/{disk.name}"))
-        name = table.get("PTUUID", "")
-        devices[name] = table
-        for part in partitions(disk):
-            found = probe(part.name)
-            number = (part / "partition").read_text().strip()
-            devices[f"{name}/{number}"] = found
+        whole = probe(disk.name)
+        name = whole.get("PTUUID") or whole.get("UUID") or "blank"
+        devices[name] = whole
+        for number, part in partitions(disk).items():
+            devices[f"{name}/{number}"] = probe(part)
     for found in devices.values():
         found.pop("DEVNAME", None)
         found.pop("PART_ENTRY_DISK", None)  # major and minor of the disk
@@ -73,18 +63,14 @@ def block_devices() -> Json:
 
 
 def disks() -> list[Path]:
-    """Return the disks of this machine in sysfs: all that can be written and is no RAM."""
-    found = []
-    for disk in sorted(Path("/sys/block").iterdir()):
-        virtual = re.match(r"(loop|ram|zram|sr|fd|dm-|md)", disk.name)
-        if not virtual and (disk / "size").read_text().strip() != "0":
-            found.append(disk)
-    return found
+    """Return the disks of this machine in sysfs; CD drives and virtual devices are none."""
+    found = sorted(Path("/sys/block").iterdir())
+    return [disk for disk in found if (disk / "device").exists() and disk.name[:2] != "sr"]
 
 
-def partitions(disk: Path) -> list[Path]:
-    """Return the partitions of a disk in sysfs."""
-    return sorted(entry.parent for entry in disk.glob("*/partition"))
+def partitions(disk: Path) -> dict[int, str]:
+    """Return the kernel's names of the partitions of a disk by their numbers."""
+    return {int(path.read_text()): path.parent.name for path in disk.glob("*/partition")}
 
 
 def probe(name: str) -> dict[str, str]:
@@ -97,10 +83,12 @@ def partition_tables() -> Json:
     """Return the partition table of every disk, without device names, by its id."""
     tables: Json = {}
     for disk in disks():
+        if "PTTYPE" not in probe(disk.name):
+            continue
         table = json.loads(run("/usr/sbin/sfdisk", "--json", f"/dev/{disk.name}"))["partitiontable"]
-        table.pop("device")
+        del table["device"]
         for partition in table["partitions"]:
-            partition["number"] = int(re.search(r"\d+$", partition.pop("node")).group())  # type: ignore[union-attr]
+            partition["number"] = int(re.findall(r"\d+$", partition.pop("node"))[0])
         tables[table["id"]] = table
     return tables
 
@@ -158,155 +146,6 @@ def boot_entries() -> list[Json] | None:
     return found
 
 
-# --- files
-
-
-class Tree:
-    """Every file of one mounted filesystem, with all that a restore must bring back.
-
-    Args:
-        root: the mountpoint.
-        volatile: paths that change by themselves; nothing at or below them counts.
-    """
-
-    def __init__(self, root: str, volatile: set[str]) -> None:
-        self.root = root
-        self.volatile = volatile
-        self.device = os.lstat(root).st_dev
-        self.entries: list[tuple[str, os.stat_result]] = []
-        self.links: dict[int, str] = {}
-        self._walk(root)
-        self.entries.sort(key=lambda entry: os.fsencode(entry[0]))
-        for path, found in self.entries:
-            if found.st_nlink > 1 and not stat.S_ISDIR(found.st_mode):
-                self.links.setdefault(found.st_ino, path)  # the group's first name
-        self.digests: dict[str, str] = {}
-
-    def _walk(self, root: str) -> None:
-        waiting = [root]
-        while waiting:
-            path = waiting.pop()
-            if path in self.volatile:
-                continue
-            self.entries.append((path, os.lstat(path)))
-            with os.scandir(path) as entries:
-                for entry in entries:
-                    found = entry.stat(follow_symlinks=False)
-                    if found.st_dev != self.device:
-                        continue
-                    if stat.S_ISDIR(found.st_mode):
-                        waiting.append(entry.path)
-                    elif entry.path not in self.volatile:
-                        self.entries.append((entry.path, found))
-
-    def hash(self) -> None:
-        """Hash all entries, on every processor; hashlib and reads let other threads run."""
-        # The largest first, so that no thread ends with a big file alone.
-        order = sorted(self.entries, key=lambda entry: entry[1].st_size, reverse=True)
-        source = iter(order)
-        lock = threading.Lock()
-
-        def work() -> None:
-            buffer = memoryview(bytearray(BLOCK))
-            while True:
-                with lock:
-                    entry = next(source, None)
-                if entry is None:
-                    return
-                self.digests[entry[0]] = self._digest(*entry, buffer)
-
-        threads = [threading.Thread(target=work) for _ in range(WORKERS)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-
-    def _digest(self, path: str, found: os.stat_result, buffer: memoryview) -> str:
-        """Return "metadata content" of one entry."""
-        names = os.listxattr(path, follow_symlinks=False)
-        attributes = [(n, os.getxattr(path, n, follow_symlinks=False)) for n in sorted(names)]
-        meta: list[Any] = [
-            *(found.st_mode, found.st_uid, found.st_gid, found.st_mtime_ns, attributes),
-        ]
-        content = ""
-        if stat.S_ISREG(found.st_mode):
-            meta += (found.st_size, found.st_nlink, self.links.get(found.st_ino))
-            # Hard links are one file: its content is read under its first name.
-            if self.links.get(found.st_ino, path) == path:
-                content = self._content(path, found, buffer, meta)
-        elif stat.S_ISLNK(found.st_mode):
-            meta.append(os.readlink(path))
-        elif stat.S_ISCHR(found.st_mode) or stat.S_ISBLK(found.st_mode):
-            meta.append(found.st_rdev)
-        return f"{digest(repr(meta).encode())} {content}"
-
-    def _content(
-        self, path: str, found: os.stat_result, buffer: memoryview, meta: list[Any]
-    ) -> str:
-        """Return the hash of a file's data, and add its flags and holes to `meta`."""
-        hasher = hashlib.md5(usedforsecurity=False)
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOATIME)
-        try:
-            meta.append(flags(descriptor))
-            ranges = [(0, found.st_size)]
-            if found.st_size > found.st_blocks * 512:
-                ranges = list(data_ranges(descriptor, found.st_size))
-                meta.append(ranges)  # a restore that fills holes shows
-            for start, end in ranges:
-                while start < end and (count := os.preadv(descriptor, [buffer], start)):
-                    hasher.update(buffer[: min(count, end - start)])
-                    start += count
-        finally:
-            os.close(descriptor)
-        return hasher.hexdigest()[:16]
-
-    def facts(self) -> Json:
-        """Return one hash per directory below the root, so that a difference names where."""
-        tops: dict[str, Any] = {}
-        for path, _ in self.entries:
-            relative = path.removeprefix(self.root).strip("/").split("/")
-            depth = 2 if relative[0] in {"usr", "var"} else 1
-            top = "/".join(relative[:depth])
-            hasher = tops.setdefault(top, hashlib.md5(usedforsecurity=False))
-            hasher.update(os.fsencode(path) + b"\0" + self.digests[path].encode() + b"\0")
-        return {
-            "files": len(self.entries),
-            "bytes": sum(found.st_size for _, found in self.entries if stat.S_ISREG(found.st_mode)),
-            "hashes": {top or ".": hasher.hexdigest()[:16] for top, hasher in sorted(tops.items())},
-        }
-
-
-def digest(data: bytes) -> str:
-    """Return a hash that is long enough to see a difference; nobody here is an adversary.
-
-    Without the processor's own instructions, as under TCG, MD5 is the fastest by far: 238 MB/s,
-    SHA-512 128, SHA-1 65, SHA-256 44, BLAKE2b 40.
-    """
-    return hashlib.md5(data, usedforsecurity=False).hexdigest()[:16]
-
-
-def flags(descriptor: int) -> int:
-    """Return the inode flags a person can set; 0 where the filesystem has none."""
-    word = bytearray(8)
-    try:
-        fcntl.ioctl(descriptor, FS_IOC_GETFLAGS, word)
-    except OSError:
-        return 0
-    return int.from_bytes(word[:4], sys.byteorder) & FLAGS
-
-
-def data_ranges(descriptor: int, size: int) -> Iterator[tuple[int, int]]:
-    """Yield start and end of what is no hole in a sparse file."""
-    position = 0
-    while position < size:
-        try:
-            start = os.lseek(descriptor, position, os.SEEK_DATA)
-        except OSError:
-            break  # only holes are left
-        position = os.lseek(descriptor, start, os.SEEK_HOLE)
-        yield start, position
-
-
 def volatile() -> set[str]:
     """Return the paths that change by themselves."""
     lines = (HERE / "volatile.txt").read_text().splitlines()
@@ -351,7 +190,7 @@ def collect() -> tuple[Json, Json]:
         tree = Tree(mountpoint, skip)
         tree.hash()
         files[mountpoint] = tree.facts()
-        manifest[mountpoint] = tree.digests
+        manifest[mountpoint] = {path: abridged(each) for path, each in tree.digests.items()}
     facts = {
         "machine_id": Path("/etc/machine-id").read_text().strip(),
         "hostname": os.uname().nodename,
@@ -375,11 +214,11 @@ def main() -> None:
     facts, manifest = collect()
     packed = base64.b64encode(zlib.compress(json.dumps(manifest, sort_keys=True).encode()))
     line = json.dumps(facts, sort_keys=True, separators=(",", ":")).encode()
-    with open(sys.argv[1], "wb", buffering=0) as port:
+    with Path(sys.argv[1]).open("wb") as port:
         tty.setraw(port.fileno())
-        with os.fdopen(os.dup(port.fileno()), "wb") as writer:
-            writer.write(b"REMETAL-MANIFEST " + packed + b"\n")
-            writer.write(b"REMETAL-FACTS " + line + b"\n")
+        port.write(b"REMETAL-MANIFEST " + packed + b"\n")
+        port.write(b"REMETAL-FACTS " + line + b"\n")
+        port.flush()
         termios.tcdrain(port.fileno())
 
 

@@ -23,9 +23,31 @@ PEOPLE = ("anna", "boris", "chiara")
 LARGEST = 4 << 20
 MANY = 3000
 WORDS = (
-    "admission allergy blood chart clinic dose fever heart insulin kidney lab lung night nurse "
-    "patient pressure pulse record saline sample shift surgery ward x-ray"
-).split()
+    "admission",
+    "allergy",
+    "blood",
+    "chart",
+    "clinic",
+    "dose",
+    "fever",
+    "heart",
+    "insulin",
+    "kidney",
+    "lab",
+    "lung",
+    "night",
+    "nurse",
+    "patient",
+    "pressure",
+    "pulse",
+    "record",
+    "saline",
+    "sample",
+    "shift",
+    "surgery",
+    "ward",
+    "x-ray",
+)
 ODD_NAMES = (
     b" leading and trailing ",
     b"-rf",
@@ -35,7 +57,7 @@ ODD_NAMES = (
     b"new\nline",
     b"tab\there",
     b"\xff\xfe not utf-8",
-    "Müller – 診療所.txt".encode(),
+    "Müller, 診療所.txt".encode(),
     "e\u0301 decomposed".encode(),
     b"n" * 255,
 )
@@ -50,7 +72,7 @@ class Life:
     """Everything that is written, from one seeded source of chance."""
 
     def __init__(self, seed: int, size: int) -> None:
-        self.chance = random.Random(seed)
+        self.chance = random.Random(seed)  # noqa: S311 - repeatable on purpose
         self.size = size
 
     def content(self, size: int) -> bytes:
@@ -100,9 +122,7 @@ class Life:
         odd = root / "odd"
         odd.mkdir()
         for name in ODD_NAMES:
-            path = os.fsencode(odd) + b"/" + name
-            with open(path, "wb") as file:
-                file.write(name)
+            (odd / os.fsdecode(name)).write_bytes(name)
         many = root / "many"
         many.mkdir()
         for number in range(MANY):
@@ -185,12 +205,12 @@ class Life:
                     file.write(self.chance.randbytes(20000))
                     file.flush()
                     os.fdatasync(file.fileno())
-        with (folder / "rewritten").open("w+b") as file:
-            file.write(self.content(2 << 20))
+        with (folder / "rewritten").open("w+b") as updated:
+            updated.write(self.content(2 << 20))
             for _ in range(50):
-                file.seek(self.chance.randrange(2 << 20))
-                file.write(self.chance.randbytes(500))
-            file.truncate((3 << 19) + 17)
+                updated.seek(self.chance.randrange(2 << 20))
+                updated.write(self.chance.randbytes(500))
+            updated.truncate((3 << 19) + 17)
 
     def database(self) -> None:
         """Write a database with history: commits, updates, deletes and a rollback."""
@@ -268,8 +288,7 @@ def main() -> None:
         boot_entry()
     (STATE / "lived").touch()
     os.sync()
-    with open(sys.argv[1], "wb", buffering=0) as port:
-        port.write(b"REMETAL-LIVED\n")
+    Path(sys.argv[1]).write_bytes(b"REMETAL-LIVED\n")
 
 
 if __name__ == "__main__":
