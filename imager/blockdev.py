@@ -305,11 +305,10 @@ def _device_usage(node: Path) -> tuple[Usage, ...]:
     swaps = sysfs.swaps()
     usage: list[Usage] = []
     for part in (node, *sysfs.partitions(node)):
-        claimed = _usage_of(part, mounts, swaps, usage)
-        device = sysfs.device_path(part)
-        if not claimed and _is_claimed(device) and not (part == node and usage):
-            usage.append(Usage(UsageKind.CLAIMED, device, "", read_only=False))
-    return tuple(usage)
+        if not _usage_of(part, mounts, swaps, usage) and part != node:
+            usage.extend(_claims(part))
+    # Whatever uses a partition claims the whole disk with it, which says nothing more.
+    return tuple(usage) or _claims(node)
 
 
 def _usage_of(
@@ -335,13 +334,15 @@ def _usage_of(
     return len(usage) > before
 
 
-def _is_claimed(device: Path) -> bool:
-    """Whether the kernel refuses exclusive use: also true for users that sysfs does not show."""
+def _claims(node: Path) -> tuple[Usage, ...]:
+    """Return the users that sysfs does not show: the kernel refuses them exclusive use."""
+    device = sysfs.device_path(node)
     try:
         os.close(os.open(device, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))
     except OSError as error:
-        return error.errno == errno.EBUSY
-    return False
+        if error.errno == errno.EBUSY:
+            return (Usage(UsageKind.CLAIMED, device, "", read_only=False),)
+    return ()
 
 
 def _file_usage(path: Path, fd: int) -> tuple[Usage, ...]:

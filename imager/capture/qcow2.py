@@ -188,7 +188,14 @@ def _check_consistency(path: Path) -> None:
 
 
 def _qemu_img(verb: str, path: Path, *, accept: tuple[int, ...] = (0,)) -> str:
-    return process.run("qemu-img", verb, "--output=json", "-f", "qcow2", path, accept=accept)
+    # Format and files are all named, so that QEMU neither guesses nor opens what a file is based
+    # on (which may be itself, and then without end).
+    node = {
+        "driver": "qcow2",
+        "file": {"driver": "file", "filename": str(path)},
+        "backing": None,
+    }
+    return process.run("qemu-img", verb, "--output=json", f"json:{json.dumps(node)}", accept=accept)
 
 
 def _in_use(path: Path) -> SourceInUse:

@@ -25,12 +25,13 @@ _OFFLINE: Final = (
     "Boot the rescue medium on this machine and capture from there, "
     "or capture the disk file of a virtual machine that is stopped."
 )
+# Where the other formats of disk files have their marks.
 _FOREIGN: Final = {
-    b"KDMV": "VMDK",
-    b"# Disk DescriptorFile": "VMDK",
-    b"vhdxfile": "VHDX",
-    b"conectix": "VHD",
-    b"<<< Oracle VM VirtualBox Disk Image >>>": "VDI",
+    (0, b"KDMV"): "VMDK",
+    (0, b"# Disk DescriptorFile"): "VMDK",
+    (0, b"vhdxfile"): "VHDX",
+    (0, b"conectix"): "VHD",
+    (64, b"\x7f\x10\xda\xbe"): "VDI",
 }
 # Whoever wants to write to an image tests byte 200 + 1 for a lock of those who do not share
 # writing (QEMU, block/file-posix.c): holding it keeps a virtual machine from starting meanwhile.
@@ -71,9 +72,10 @@ def open_sources(paths: Sequence[Path]) -> Iterator[tuple[ProbeSource, ...]]:
     """
     seen: dict[Path, Path] = {}
     for path in paths:
-        other = seen.setdefault(path.resolve(), path)
-        if other is not path:
-            raise UsageError(f"{other} and {path} are the same disk")
+        resolved = path.resolve()
+        if resolved in seen:
+            raise UsageError(f"{seen[resolved]} and {path} are the same disk")
+        seen[resolved] = path
     with ExitStack() as stack:
         yield tuple(stack.enter_context(open_source(path)) for path in paths)
 
@@ -159,9 +161,9 @@ def _way_out(kind: UsageKind, where: str) -> str:
 
 
 def _refuse_foreign(fd: int, path: Path) -> None:
-    start = blockdev.read_at(fd, 0, min(64, blockdev.size_of(fd)))
-    for magic, name in _FOREIGN.items():
-        if start.startswith(magic):
+    start = blockdev.read_at(fd, 0, min(512, blockdev.size_of(fd)))
+    for (offset, magic), name in _FOREIGN.items():
+        if start.startswith(magic, offset):
             raise SourceError(
                 f"{path} is a {name} file, which can't be read here",
                 hint=f"Convert it first: `qemu-img convert -O qcow2 {path} DISK.qcow2`.",

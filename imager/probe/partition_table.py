@@ -74,8 +74,8 @@ def read_table(
         _confirm_gpt(path, gpt, sector)
         structures = gpt.structures
     elif signature == "dos":
-        table = _sfdisk_table(path)
         mbr = read_mbr(fd, size, sector)
+        table = _sfdisk_table(path)
         if {(part.offset, part.length, part.type) for part in table.partitions} != mbr.ranges:
             raise SourceError(
                 f"the partition table of {path} can be read in two ways", hint=_REPAIR
@@ -97,7 +97,12 @@ def _confirm_gpt(path: Path, gpt: GptBytes, sector: int) -> None:
 
 def _sfdisk_table(path: Path) -> PartitionTable:
     text = process.run("sfdisk", "--json", path)
-    found = msgspec.json.decode(text, type=_Sfdisk).partitiontable
+    # Remarks on a table (such as an empty boot record in a chain) come before the document.
+    start = text.find("{")
+    try:
+        found = msgspec.json.decode(text[start:], type=_Sfdisk).partitiontable
+    except msgspec.MsgspecError as error:
+        raise SourceError(f"the partition table of {path} can't be read", hint=_REPAIR) from error
     is_gpt = found.label == "gpt"
     partitions = (
         Partition(

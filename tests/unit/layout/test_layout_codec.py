@@ -1,0 +1,82 @@
+"""The layout's JSON: what was written comes back, and nothing else is accepted."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imager.errors import UnsupportedFormat
+from imager.layout import codec
+from imager.layout.disk import Disk, DiskIdentity, Volume, VolumeRole
+from imager.layout.filesystem import Filesystem
+from imager.layout.firmware import BootEntry, Firmware, FirmwareKind
+from imager.layout.machine import Machine
+from imager.layout.partition_table import Partition, PartitionTable, TableKind
+
+# JSON has no lone surrogates; sizes fit in 63 bits.
+text = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+maybe = st.none() | text
+size = st.integers(0, 2**63 - 1)
+
+partitions = st.builds(Partition, size, size, size, text, maybe, text, text, st.booleans())
+tables = st.builds(
+    PartitionTable, st.sampled_from(TableKind), text, st.lists(partitions, max_size=3).map(tuple)
+)
+filesystems = st.builds(Filesystem, text, maybe, maybe)
+volumes = st.builds(
+    Volume, text, st.sampled_from(VolumeRole), size, size, st.none() | size,
+    st.none() | filesystems,
+)  # fmt: skip
+identities = st.builds(DiskIdentity, size, size, maybe, maybe, maybe, maybe)
+disks = st.builds(
+    Disk, text, text, identities, st.none() | tables, st.lists(volumes, max_size=3).map(tuple)
+)
+firmwares = st.builds(
+    Firmware, st.sampled_from(FirmwareKind), st.none() | st.booleans(),
+    st.lists(st.builds(BootEntry, text, text, text), max_size=2).map(tuple),
+)  # fmt: skip
+machines = st.builds(Machine, text, text, text, firmwares, st.lists(disks, max_size=2).map(tuple))
+
+
+@given(machines)
+def test_comes_back(machine: Machine) -> None:
+    assert codec.decode(codec.encode(machine)) == machine
+
+
+EXAMPLE = Machine(
+    "id", "web01", "x86_64", Firmware(FirmwareKind.UEFI),
+    (
+        Disk(
+            "disk0", "/dev/sda", DiskIdentity(4096, 512), None,
+            (Volume("disk0/whole", VolumeRole.WHOLE_DISK, 0, 4096),),
+        ),
+    ),
+)  # fmt: skip
+
+
+def test_volumes_with_their_disks() -> None:
+    (disk,) = EXAMPLE.disks
+    assert list(EXAMPLE.volumes()) == [(disk, disk.volumes[0])]
+    assert disk.volumes[0].end == 4096
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"whole-disk"', '"whatever"'),
+        ('"uefi"', '"coreboot"'),
+        ('"length":4096', '"length":"4096"'),
+        ('"length":4096', '"length":4096.5'),
+        ('"length":4096', '"size":4096'),
+        ('"name":"web01"', '"name":null'),
+        ('"disks":[', '"disks":[1,'),
+        ("}", ""),
+    ],
+)
+def test_refuses(old: str, new: str) -> None:
+    data = codec.encode(EXAMPLE).decode()
+    json.loads(data)
+    assert old in data
+    with pytest.raises(UnsupportedFormat):
+        codec.decode(data.replace(old, new, 1).encode())
