@@ -233,17 +233,27 @@ def test_tables_that_are_called_free(plain: Path, tmp_path: Path) -> None:
             assert_whole(disk, "tables are free"), name
 
 
-@pytest.mark.parametrize("table", ["superblock", "descriptors", "bitmap"])
-def test_wrong_checksums(table: str, summed: Path) -> None:
-    place = {
-        "superblock": START + 1024 + 0x1F0,
-        "descriptors": START + 2048 + 64 + 0x0E,
-        "bitmap": START + 1024 * table_blocks(summed)["bitmap"] + 1000,
-    }[table]
+@pytest.mark.parametrize(
+    ("table", "why"),
+    [
+        ("superblock", "Superblock checksum does not match"),
+        ("descriptors", "descriptor of group 1 has a wrong checksum"),
+        ("bitmap", "Block bitmap checksum does not match"),
+    ],
+)
+def test_wrong_checksums(table: str, why: str, summed: Path) -> None:
+    """Also where all counts still add up: a used and a free block have changed places."""
+    bitmap = START + 1024 * table_blocks(summed)["bitmap"]
     with summed.open("rb") as file:
-        (byte,) = os.pread(file.fileno(), 1, place)
-    with Patch(summed, place, bytes([byte ^ 0x10])):
-        assert_whole(summed, "")
+        data = os.pread(file.fileno(), 1024, bitmap)
+        full = data.rindex(b"\xff")
+        place, change = {
+            "superblock": (START + 1024 + 0x34, b"\x77"),
+            "descriptors": (START + 2048 + 64 + 0x10, b"\x77"),
+            "bitmap": (bitmap, data[:full] + b"\xfe" + data[full + 1 :].replace(b"\0", b"\1", 1)),
+        }[table]
+    with Patch(summed, place, change):
+        assert_whole(summed, why)
     assert map_of(summed)[1].method == "ext block bitmap"
 
 
@@ -296,12 +306,33 @@ class TestTrustsNothingBlindly:
     ) -> None:
         volume = volume_of(plain)
         text = spoil(process.run("dumpe2fs", f"{plain}?offset={START}"))
-        report = tmp_path / "report"
-        report.write_text(text)
-        program = tmp_path / "dumpe2fs"
-        program.write_text(f"#!/bin/sh\necho dumpe2fs 1.47.0 >&2\ncat {report}\n")
-        program.chmod(0o755)
-        monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+        self.pretend(text, "", tmp_path, monkeypatch)
         found: Extents = used(plain, volume)
         assert found.method == "whole"
         assert why in (found.reason or "")
+
+    @pytest.mark.parametrize(
+        ("end", "why"), [("", None), ("echo no >&2", "content with it: no"), ("exit 3", "code 3")]
+    )
+    def test_complaints(
+        self,
+        plain: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        end: str,
+        why: str | None,
+    ) -> None:
+        volume = volume_of(plain)
+        text = process.run("dumpe2fs", f"{plain}?offset={START}")
+        self.pretend(text, end, tmp_path, monkeypatch)
+        found = used(plain, volume)
+        assert found.method == ("whole" if why else "ext block bitmap")
+        assert (why or "") in (found.reason or "")
+
+    def pretend(self, text: str, end: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Put a dumpe2fs first in the path that says something else."""
+        (folder / "report").write_text(text)
+        program = folder / "dumpe2fs"
+        program.write_text(f"#!/bin/sh\necho dumpe2fs 1.47.0 >&2\ncat {folder / 'report'}\n{end}\n")
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
