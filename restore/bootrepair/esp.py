@@ -12,7 +12,7 @@ from pathlib import Path, PureWindowsPath
 from typing import Final
 
 from imager import process
-from imager.errors import ProgramError
+from imager.errors import ProgramError, ProgramMissing
 from restore.plan import Esp
 
 LOG_PATH: Final = "\\EFI\\remetal\\restore.log"
@@ -50,6 +50,8 @@ def list_files(esp: Esp) -> frozenset[PureWindowsPath]:
     """
     try:
         text = _mtools("mdir", esp, "-/", "-b", "::/EFI")
+    except ProgramMissing:
+        raise
     except ProgramError as error:
         if "not found" in error.stderr:
             return frozenset()
