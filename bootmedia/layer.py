@@ -190,6 +190,8 @@ def build(base: Base, config: MediumConfig) -> tuple[bytes, uuid.UUID]:
         "etc/hostname": (f"{_HOSTNAME}\n".encode(), 0o644),
         "etc/hosts": (f"127.0.0.1 localhost {_HOSTNAME}\n::1 localhost\n".encode(), 0o644),
         "etc/motd": (motd.encode(), 0o644),
+        # Serial consoles and logs would show its control codes.
+        "root/.inputrc": (b"set enable-bracketed-paste off\n", 0o644),
         "init": (render("init.sh.j2", keyboard=config.keyboard).encode(), 0o755),
         "usr/local/bin/remetal": (_COMMAND.encode(), 0o755),
         "usr/local/lib/remetal/session": (render("session.sh.j2").encode(), 0o755),

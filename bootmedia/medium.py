@@ -51,6 +51,7 @@ class MediumReport:
         medium: the id of this very medium, also on it in /etc/remetal/medium.json.
         kernel: version of its kernel.
         unpacked: bytes of memory that its root takes.
+        debian: day on which its Debian packages were fetched.
         steps: in order, with their times.
     """
 
@@ -61,6 +62,7 @@ class MediumReport:
     medium: str
     kernel: str
     unpacked: int
+    debian: str
     steps: tuple[Step, ...]
 
 
@@ -157,6 +159,7 @@ def build_medium(
         medium=str(medium),
         kernel=base.kernel,
         unpacked=base.unpacked,
+        debian=time.strftime("%Y-%m-%d", time.gmtime(base.made)),
         steps=steps.finish(),
     )
 

@@ -11,6 +11,7 @@ import os
 import shutil
 import tarfile
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -25,9 +26,10 @@ from imager.errors import MediumError, NoRoom, ProgramError, ProgramMissing
 MARKER: Final = "/.disk/remetal"  # a file on every medium, by which the boot loader knows it
 SITE_PACKAGES: Final = f"usr/local/lib/python{selection.PYTHON}/dist-packages"
 
-_FORMAT: Final = 1  # of the cache folder
+_FORMAT: Final = 2  # of the cache folder
 _PARTS: Final = "remetal-parts"  # folder in the root that the hook fills for us
 _TIMEOUT: Final = 3600.0  # seconds; a slow mirror is no reason to give up early
+_KEPT_UNUSED: Final = 30 * 24 * 3600.0  # seconds
 _DESCRIPTION: Final = "base.json"
 _INITRAMFS: Final = "initramfs.zst"
 _COPIED: Final = (
@@ -51,6 +53,7 @@ class Base:
         kernel: version of the kernel, such as "6.1.0-56-amd64".
         keyboards: names that `loadkeys` knows.
         unpacked: bytes of all files when the kernel has unpacked it into memory.
+        made: when it was fetched from Debian, in seconds since 1970.
     """
 
     folder: Path
@@ -58,6 +61,7 @@ class Base:
     kernel: str
     keyboards: tuple[str, ...]
     unpacked: int
+    made: int
 
     def part(self, name: str) -> Path:
         """Return the path of one of its files, such as "vmlinuz" or "shim.efi"."""
@@ -105,7 +109,15 @@ def prepare(
                 if folder.exists():
                     shutil.rmtree(folder)
                 made.rename(folder)
+                _forget_unused(cache)
         return _load(folder)
+
+
+def _forget_unused(cache: Path) -> None:
+    """Remove bases that nobody has used for a month; each is 100 MB."""
+    for description in cache.glob(f"medium-base-*/{_DESCRIPTION}"):
+        if time.time() - description.parent.stat().st_mtime > _KEPT_UNUSED:
+            shutil.rmtree(description.parent)
 
 
 def _hook() -> str:
@@ -178,6 +190,7 @@ def _build(
             _part(archive, "kernel-version").decode(),
             tuple(_part(archive, "keyboards").decode().split()),
             unpacked,
+            initramfs.build_time(),
         )
     description = {name: value for name, value in asdict(base).items() if name != "folder"}
     (made / _DESCRIPTION).write_text(json.dumps(description))
@@ -230,4 +243,5 @@ def _load(folder: Path) -> Base:
         description["kernel"],
         tuple(description["keyboards"]),
         description["unpacked"],
+        description["made"],
     )

@@ -58,5 +58,6 @@ def build(out: Output, output: Path, config_file: Path | None, *, force: bool, f
     )
     out.say()
     out.say(f"{report.path}: {format_size(report.size)}, kernel {report.kernel}")
+    out.say(f"Debian packages of {report.debian}; --fresh brings those of today")
     out.say(f"SHA-256 {report.sha256}")
     out.document(asdict(report))
