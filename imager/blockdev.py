@@ -31,6 +31,7 @@ _NO_DISK: Final = re.compile(
     r"(loop|ram|zram|sr|fd|nbd|dm-|md|mtdblock)\d|md_|mmcblk\d+(boot\d|rpmb)"
 )
 _COLUMNS: Final = "NAME,PATH,TYPE,SIZE,LOG-SEC,WWN,SERIAL,MODEL,TRAN,SUBSYSTEMS,RO,RM"
+_TRANSPORTS: Final = frozenset({"mmc", "nvme", "scsi", "usb", "virtio", "xen"})
 _FILE_SECTOR: Final = 512
 
 # QEMU marks an image it may write by locking byte 100 + 1 (its "write" permission, block/file-posix.c).
@@ -285,8 +286,9 @@ def _device_disk(device: Path) -> BlockDisk:
 def _transport(row: _LsblkDevice) -> str | None:
     if row.tran:
         return row.tran
+    # From the disk outwards: a SCSI disk behind a virtio controller is a SCSI disk.
     layers = (row.subsystems or "").split(":")
-    return next((name for name in ("nvme", "usb", "virtio", "mmc", "scsi") if name in layers), None)
+    return next((name for name in layers if name in _TRANSPORTS), None)
 
 
 def _clean(text: str | None) -> str | None:
@@ -315,7 +317,7 @@ def _usage_of(
     node: Path, mounts: tuple[sysfs.Mount, ...], swaps: frozenset[str], usage: list[Usage]
 ) -> bool:
     """Add what uses a device itself and what sits on it; return whether there is anything."""
-    device = sysfs.device_path(node)
+    device = sysfs.familiar_path(node)
     number = sysfs.read_text(node / "dev")
     before = len(usage)
     usage.extend(
@@ -328,7 +330,7 @@ def _usage_of(
     for holder in sorted((node / "holders").iterdir()) if (node / "holders").is_dir() else ():
         above = (sysfs.BLOCK / holder.name).resolve()
         read_only = sysfs.read_text(above / "ro") == "1"
-        usage.append(Usage(UsageKind.HOLDER, device, str(sysfs.device_path(above)), read_only))
+        usage.append(Usage(UsageKind.HOLDER, device, str(sysfs.familiar_path(above)), read_only))
         for layer in (above, *sysfs.partitions(above)):
             _usage_of(layer, mounts, swaps, usage)
     return len(usage) > before

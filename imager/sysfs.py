@@ -57,6 +57,12 @@ def device_path(node: Path) -> Path:
     return Path("/dev") / node.name.replace("!", "/")
 
 
+def familiar_path(node: Path) -> Path:
+    """Return the path in /dev that people know a device by: LVM's and LUKS' names, not numbers."""
+    name = read_text(node / "dm" / "name")
+    return Path("/dev/mapper") / name if name else device_path(node)
+
+
 def partitions(node: Path) -> tuple[Path, ...]:
     """Return the nodes of a disk's partitions, as the kernel knows them now."""
     return tuple(sorted(child.parent for child in node.glob("*/partition")))

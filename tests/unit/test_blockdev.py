@@ -247,6 +247,8 @@ class TestStacks:
         for part in parts:
             kernel.stack(part, md)
         crypt, root, swap = (kernel.add(f"dm-{index}", f"252:{index}") for index in range(3))
+        (root / "dm").mkdir()
+        (root / "dm" / "name").write_text("vg-root\n")
         kernel.stack(md, crypt)
         kernel.stack(crypt, root)
         kernel.stack(crypt, swap)
@@ -255,8 +257,8 @@ class TestStacks:
         assert [(one.kind, str(one.device), one.where) for one in usage] == [
             (UsageKind.HOLDER, "/dev/sda1", "/dev/md0"),
             (UsageKind.HOLDER, "/dev/md0", "/dev/dm-0"),
-            (UsageKind.HOLDER, "/dev/dm-0", "/dev/dm-1"),
-            (UsageKind.MOUNT, "/dev/dm-1", "/"),
+            (UsageKind.HOLDER, "/dev/dm-0", "/dev/mapper/vg-root"),
+            (UsageKind.MOUNT, "/dev/mapper/vg-root", "/"),
             (UsageKind.HOLDER, "/dev/dm-0", "/dev/dm-2"),
             (UsageKind.SWAP, "/dev/dm-2", ""),
         ]
