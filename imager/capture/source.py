@@ -17,7 +17,14 @@ from typing import Final
 from imager import blockdev, process
 from imager.blockdev import BlockDisk, UsageKind
 from imager.capture.qcow2 import Layer, is_qcow2, read_chain
-from imager.errors import NoSuchDisk, ProgramError, SourceError, SourceInUse, UsageError
+from imager.errors import (
+    NoSuchDisk,
+    ProgramError,
+    ProgramMissing,
+    SourceError,
+    SourceInUse,
+    UsageError,
+)
 from imager.probe.filesystem import read_signature
 from imager.probe.machine import ProbeSource
 
@@ -37,6 +44,8 @@ _FOREIGN: Final = {
 # writing (QEMU, block/file-posix.c): holding it keeps a virtual machine from starting meanwhile.
 _QEMU_NO_WRITERS: Final = 201
 _FLOCK: Final = struct.Struct("hhqqi4x")
+_DAEMON: Final = "qemu-storage-daemon"
+_NOT_FOUND: Final = 127  # setpriv's exit code when there is no such program
 _START_TIMEOUT: Final = 30.0
 _STOP_TIMEOUT: Final = 30.0
 
@@ -231,6 +240,8 @@ def _exported(layers: Sequence[Layer]) -> Iterator[Path]:
                     f"{layers[0].path} is in use by another program",
                     hint=_way_out(UsageKind.VM, ""),
                 )
+            if daemon.returncode == _NOT_FOUND:
+                raise ProgramMissing((_DAEMON,))
             raise ProgramError(
                 arguments,
                 daemon.returncode,
@@ -242,7 +253,7 @@ def _exported(layers: Sequence[Layer]) -> Iterator[Path]:
 
 def _daemon_arguments(layers: Sequence[Layer], mount_point: Path, monitor: int) -> tuple[str, ...]:
     # setpriv: if this process is killed, the kernel ends the daemon, which unmounts its file.
-    arguments = ["setpriv", "--pdeathsig", "TERM", "qemu-storage-daemon"]
+    arguments = ["setpriv", "--pdeathsig", "TERM", _DAEMON]
     for index in reversed(range(len(layers))):
         layer = layers[index]
         # Every layer is named with its format, so that QEMU opens nothing it finds by itself.

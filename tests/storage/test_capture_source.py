@@ -16,6 +16,7 @@ from imager.capture.source import default_disks, open_source, open_sources
 from imager.errors import (
     NoSuchDisk,
     ProgramError,
+    ProgramMissing,
     SourceError,
     SourceInUse,
     TruncatedSource,
@@ -179,6 +180,15 @@ class TestQcow2:
             os.pwrite(file.fileno(), wrong, l2 & 0xFFFFFFFFFFFE00)
         with pytest.raises(SourceError, match="is damaged"), open_source(path):
             pass
+
+    def test_without_the_daemon(
+        self, raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = convert(raw, tmp_path / "q")
+        monkeypatch.setattr(source_module, "_DAEMON", "qemu-storage-daemon-not-here")
+        with pytest.raises(ProgramMissing) as caught, open_source(path):
+            pass
+        assert "qemu-storage-daemon-not-here" in caught.value.hint
 
     def test_encrypted(self, tmp_path: Path) -> None:
         path = tmp_path / "q"
