@@ -287,6 +287,8 @@ def device(raw: Path) -> Iterator[Path]:
     path = Path(process.run("losetup", "--find", "--show", "--partscan", raw).strip())
     process.run("partx", "--update", path, accept=(0, 1))
     yield path
+    # After a test that failed, it may still be mounted.
+    process.run("umount", "--quiet", "--all-targets", f"{path}p1", accept=(0, 1, 32))
     process.run("losetup", "--detach", path)
 
 

@@ -84,6 +84,8 @@ def loop(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
     # The kernel's own scan needs its time; without it sfdisk can't be asked to do it either.
     process.run("partx", "--update", device, accept=(0, 1))
     yield device, path
+    for part in (f"{device}p1", f"{device}p2"):  # after a test that failed
+        process.run("umount", "--quiet", "--all-targets", part, accept=(0, 1, 32))
     process.run("losetup", "--detach", device)
 
 
