@@ -59,37 +59,31 @@ def vm_spec(
     )
 
 
-def live(machine: Machine, images: tuple[Path, ...], nvram: Path | None, logs: Path) -> None:
+def live(spec: VmSpec) -> None:
     """Boot for the first time, and let the machine live until it powers itself off.
 
     Raises:
         DrillError: it does not come up, or its life ends early; with the end of its console.
     """
-    with Vm(vm_spec(machine, images, nvram, logs, "life"), choose().accelerator) as vm:
+    with Vm(spec, choose().accelerator) as vm:
         vm.wait_serial(_REPORT, r"REMETAL-LIVED", _LIFE_TIMEOUT)
         vm.wait_exit(_END_TIMEOUT)
 
 
-def report(
-    machine: Machine,
-    images: tuple[Path, ...],
-    nvram: Path | None,
-    logs: Path,
-    name: str = "facts",
-) -> Report:
-    """Boot, wait for the facts, and shut down cleanly by the power button.
+def report(spec: VmSpec, hostname: str) -> Report:
+    """Boot, wait for login prompt and facts, and shut down cleanly by the power button.
 
     Raises:
         DrillError: it does not come up, reports nothing, or does not shut down.
     """
-    with Vm(vm_spec(machine, images, nvram, logs, name), choose().accelerator) as vm:
-        vm.wait_serial(_CONSOLE, rf"{machine.hostname} login: ", _FACTS_TIMEOUT)
+    with Vm(spec, choose().accelerator) as vm:
+        vm.wait_serial(_CONSOLE, rf"{hostname} login: ", _FACTS_TIMEOUT)
         manifest = vm.wait_serial(_REPORT, r"REMETAL-MANIFEST (\S+)\r?\n", _FACTS_TIMEOUT)
         facts = vm.wait_serial(_REPORT, r"REMETAL-FACTS (\{.*\})\r?\n", _FACTS_TIMEOUT)
         vm.powerdown()
         end = vm.wait_exit(_END_TIMEOUT)
-        if end != "guest-shutdown":
-            raise DrillError(f"{vm.spec.name}: ended by {end} instead of a power-off")
+    if end != "guest-shutdown":
+        raise DrillError(f"{spec.name}: ended by {end} instead of a power-off")
     return Report(
         facts=json.loads(facts.group(1)),
         manifest=json.loads(zlib.decompress(base64.b64decode(manifest.group(1)))),

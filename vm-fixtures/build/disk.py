@@ -162,21 +162,23 @@ def _ext4(filesystem: Filesystem, place: Place, content: Path, layout_seed: int 
         *("-E", extended, "-d", content, place.image, f"{place.length // KIB}k"),
     )
     if layout_seed is not None:
-        links, folders = tree.order_names(content)
-        _debugfs(place, [*(f"rm {name}" for name in links), *(f"rmdir {name}" for name in folders)])
+        _remove(place, *tree.order_names(content))
 
 
-def _debugfs(place: Place, commands: list[str]) -> None:
-    """Change an ext4; debugfs tells of errors on standard output and always exits with 0.
+def _remove(place: Place, files: list[str], directories: list[str]) -> None:
+    """Remove names and then directories, the outermost last, from an ext4.
 
     Raises:
-        ProgramError: a command failed.
+        ProgramError: debugfs could not.
     """
-    argv = ("debugfs", "-w", "-f", "-", f"{place.image}?offset={place.offset}")
-    said = process.run(*argv, stdin="\n".join(commands).encode())
-    complaints = [line for line in said.splitlines() if not line.startswith("debugfs: ")]
-    if complaints:
-        raise ProgramError(argv, 0, "\n".join(complaints))
+    image = f"{place.image}?offset={place.offset}"
+    commands = [*(f"rm {name}" for name in files), *(f"rmdir {name}" for name in directories)]
+    process.run("debugfs", "-w", "-f", "-", image, stdin="\n".join(commands).encode())
+    # debugfs exits with 0 whatever happens. It removes empty directories only, so all went well
+    # if the outermost is gone.
+    argv = ("debugfs", "-R", f"stat {directories[-1]}", image)
+    if process.run(*argv):
+        raise ProgramError(argv, 0, f"{directories[-1]} can't be removed")
 
 
 def _grub_core(machine: Machine, modules: Path, directory: Path) -> tuple[bytes, bytes]:

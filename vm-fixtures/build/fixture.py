@@ -32,7 +32,6 @@ MACHINES: Final = Path(__file__).parent.parent / "machines"
 
 _SOURCES: Final = Path(__file__).parent
 _DOCUMENT: Final = "fixture.json"
-_KEEP: Final = 6 * 3600.0  # seconds after its last use that an outdated machine stays
 
 Say = Callable[[str], None]
 
@@ -107,6 +106,7 @@ def build(name: str, cache: Path, say: Say) -> Fixture:
             try:
                 _make(name, machine, partial, cache, say)
                 partial.rename(final)
+                shutil.rmtree(cache / f"{name}.failed", ignore_errors=True)
             except BaseException:
                 _keep_logs(partial, cache / f"{name}.failed", say)
                 raise
@@ -162,9 +162,10 @@ def _make(name: str, machine: Machine, directory: Path, cache: Path, say: Say) -
     shutil.rmtree(directory / "parts")
     nvram = directory / "nvram.fd" if machine.firmware is Firmware.UEFI else None
     with step("first boot, life"):
-        boot.live(machine, images, nvram, directory)
+        boot.live(boot.vm_spec(machine, images, nvram, directory, "life"))
     with step("second boot, facts"):
-        report = boot.report(machine, images, nvram, directory)
+        spec = boot.vm_spec(machine, images, nvram, directory, "facts")
+        report = boot.report(spec, machine.hostname)
     (directory / "facts.json").write_bytes(_pretty(report.facts))
     (directory / "manifest.json").write_bytes(_pretty(report.manifest))
     fixture = Fixture(
@@ -205,7 +206,7 @@ def _keep_logs(partial: Path, place: Path, say: Say) -> None:
 def _forget_unused(cache: Path, name: str) -> None:
     """Remove machines of this name that other sources made and nobody asked for in a while."""
     for place in cache.glob(f"{name}-" + "[0-9a-f]" * 16):
-        if time.time() - place.stat().st_mtime > _KEEP:
+        if time.time() - place.stat().st_mtime > root.KEEP:
             shutil.rmtree(place)
 
 

@@ -6,6 +6,7 @@ network is needed once.
 
 import hashlib
 import os
+import time
 from pathlib import Path
 from typing import Final
 
@@ -13,6 +14,8 @@ import msgspec
 
 from imager import process
 from spec import System
+
+KEEP: Final = 6 * 3600.0  # seconds after its last use that something outdated stays
 
 _TIMEOUT: Final = 3600.0  # seconds; one or two minutes beside a near mirror
 
@@ -43,8 +46,16 @@ def archive(system: System, cache: Path) -> Path:
         ProgramError: it failed, such as for an unknown package or without network.
     """
     path = cache / f"root-{key(system)}.tar"
-    if path.exists():
-        return path
+    if not path.exists():
+        _make(system, path)
+    os.utime(path)  # what is used stays
+    for other in cache.glob("root-*.tar"):
+        if time.time() - other.stat().st_mtime > KEEP:
+            other.unlink()
+    return path
+
+
+def _make(system: System, path: Path) -> None:
     partial = path.with_suffix(".partial")
     partial.unlink(missing_ok=True)
     process.run(
@@ -58,6 +69,4 @@ def archive(system: System, cache: Path) -> Path:
         partial,
         timeout=_TIMEOUT,
     )
-    os.sync()
     partial.rename(path)
-    return path
