@@ -14,7 +14,7 @@ from typing import Final, Self
 
 from imager.errors import TargetError, TargetInUse, VerificationFailed, WriteFailed
 from imager.units import GIB, MIB
-from restore.plan import Target, TargetKind
+from restore.steps import Target, TargetKind
 
 # Numbers of ioctls in <linux/fs.h>.
 _BLKRRPART: Final = 0x125F
@@ -34,7 +34,7 @@ class OpenTarget:
 
     Writes go through the page cache and are flushed behind the writer, so that dirty memory stays
     below a few hundred MiB and a failing disk is noticed soon. Use as a context manager. Only one
-    thread may write; `read` may be called from any thread.
+    thread may write; any thread may read.
     """
 
     def __init__(self, target: Target) -> None:
@@ -52,6 +52,7 @@ class OpenTarget:
         except OSError as error:
             kind = TargetInUse if self._is_device and error.errno == errno.EBUSY else TargetError
             raise kind(f"{target.path} can't be opened for writing: {error.strerror}") from error
+        self._direct: int | None = None
         self._unflushed = 0
         self._flusher = ThreadPoolExecutor(1, thread_name_prefix="flush")
         self._flush: Future[None] | None = None
@@ -84,6 +85,8 @@ class OpenTarget:
     def close(self) -> None:
         """Close it; what was not flushed is written by the kernel some time."""
         self._flusher.shutdown(cancel_futures=True)
+        if self._direct is not None:
+            os.close(self._direct)
         os.close(self._fd)
 
     def write(self, offset: int, data: bytes | memoryview) -> None:
@@ -163,29 +166,50 @@ class OpenTarget:
         self._sync(self._target.size)
 
     def forget(self) -> None:
-        """Drop what the kernel caches of the target, so that `read` asks the disk itself."""
-        os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        """Drop what the kernel caches of the target, so that reading asks the disk itself.
 
-    def read(self, offset: int, length: int) -> bytes:
-        """Read exactly `length` bytes at `offset`.
+        Where the target can be read past the cache, it is from now on.
+        """
+        os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        if self._direct is None:
+            with suppress(OSError):
+                flags = os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT
+                self._direct = os.open(self._target.path, flags)
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fill a buffer with the bytes at `offset`. Safe from any thread.
+
+        Args:
+            offset: where to begin.
+            buffer: for a read past the cache it must begin at a page.
 
         Raises:
             VerificationFailed: the target gives a read error, or ends before.
         """
-        parts: list[bytes] = []
-        position, end = offset, offset + length
-        while position < end:
+        position = 0
+        while position < len(buffer):
             try:
-                part = os.pread(self._fd, end - position, position)
+                count = self._pread(offset + position, buffer[position:])
             except OSError as error:
                 raise VerificationFailed(
-                    f"{self._target.path} can't be read back at byte {position}: {error.strerror}"
+                    f"{self._target.path} ({self._target.disk}) can't be read back at byte "
+                    f"{offset + position}: {error.strerror}"
                 ) from error
-            if not part:
-                raise VerificationFailed(f"{self._target.path} ends at byte {position}")
-            parts.append(part)
-            position += len(part)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+            if not count:
+                raise VerificationFailed(
+                    f"{self._target.path} ({self._target.disk}) ends at byte {offset + position}"
+                )
+            position += count
+
+    def _pread(self, offset: int, buffer: memoryview) -> int:
+        sector = self._target.logical_sector
+        if self._direct is not None and not offset % sector and not len(buffer) % sector:
+            try:
+                return os.preadv(self._direct, [buffer], offset)
+            except OSError as error:
+                if error.errno != errno.EINVAL:  # larger units are wanted here: through the cache
+                    raise
+        return os.preadv(self._fd, [buffer], offset)
 
     def reread_table(self) -> tuple[str, ...]:
         """Let the kernel read the partition table of a device anew.

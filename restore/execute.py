@@ -16,14 +16,16 @@ from typing import Any
 from restore.bootrepair import efi, fallback
 from restore.bootrepair.esp import write_log
 from restore.device import OpenTarget, make_file
-from restore.plan import (
+from restore.plan import Plan
+from restore.recreate.partition_table import check_table, relocate_backup_gpt, settle
+from restore.runs import Image
+from restore.steps import (
     CheckTable,
     DiscardDisk,
     EmptyFile,
     EnsureFallbackLoader,
     LogToEsp,
     MakeFile,
-    Plan,
     RelocateBackupGpt,
     RereadTable,
     SetBootEntries,
@@ -34,8 +36,6 @@ from restore.plan import (
     WipeSignatures,
     WriteVolume,
 )
-from restore.recreate.partition_table import check_table, relocate_backup_gpt, settle
-from restore.runs import Image
 from restore.transfer import Advance, verify_volume, write_volumes
 
 

@@ -12,7 +12,9 @@ from imager.layout.firmware import BootEntry, FirmwareKind
 from imager.layout.machine import Machine
 from imager.layout.partition_table import Partition, TableKind
 from restore.match import Match, describe
-from restore.plan import (
+from restore.plan import Plan
+from restore.runs import EDGE, Image, take_apart
+from restore.steps import (
     EFI_SUFFIXES,
     CheckTable,
     DiscardDisk,
@@ -22,7 +24,6 @@ from restore.plan import (
     LogToEsp,
     MakeFile,
     Phase,
-    Plan,
     RelocateBackupGpt,
     RereadTable,
     SetBootEntries,
@@ -33,7 +34,6 @@ from restore.plan import (
     WipeSignatures,
     WriteVolume,
 )
-from restore.runs import EDGE, Image, take_apart
 
 _ESP_TYPE: Final = "C12A7328-F81F-11D2-BA4B-00A0C93EC93B"
 

@@ -12,8 +12,9 @@ from imager.errors import NoRoom, NoTarget, SourceError
 from imager.units import format_size
 from restore.bootrepair.efi import started_by_uefi
 from restore.match import NewFile, Survey
-from restore.plan import Plan, TargetKind, WriteVolume
+from restore.plan import Plan
 from restore.planner import Surroundings
+from restore.steps import TargetKind, WriteVolume
 
 # ISO 9660: the primary volume descriptor, and the volume's name in it.
 _ISO_DESCRIPTOR: Final = 32768

@@ -5,6 +5,8 @@ a chunk that several places share is fetched once. It is done in windows of a fe
 runs (some 30 GiB), so that memory does not grow with the disks. Verifying follows the disks.
 """
 
+import mmap
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,8 +22,8 @@ from imager.errors import ObjectDamaged, ObjectMissing, VerificationFailed
 from imager.layout.disk import Volume
 from imager.units import MIB
 from restore.device import OpenTarget
-from restore.plan import Target, VerifyVolume, WriteVolume
 from restore.runs import Image, Offsets, Runs, take_apart
+from restore.steps import Target, VerifyVolume, WriteVolume
 
 Advance = Callable[[int], None]
 Open = Mapping[Target, OpenTarget]
@@ -31,8 +33,7 @@ Open = Mapping[Target, OpenTarget]
 _WINDOW: Final = 1 << 18
 _SEGMENT: Final = 4 * MIB  # read back at once
 _READERS: Final = 2
-_AHEAD: Final = 6  # segments read but not yet asked for: bounds memory to about 32 MiB
-_ZEROS: Final = bytes(_SEGMENT)
+_AHEAD: Final = 8  # segments asked for at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,33 +99,16 @@ def verify_volume(step: VerifyVolume, image: Image, opened: OpenTarget, advance:
     volumes = {volume.id: volume for _, volume in image.machine.volumes()}
     runs = take_apart(image.map(step.volume), volumes[step.volume])
     opened.forget()
-
-    def compare_data(start: int, stop: int) -> int:
-        first = step.offset + int(runs.data_offsets[start])
-        last = step.offset + int(runs.data_offsets[stop - 1] + runs.data_lengths[stop - 1])
-        view = memoryview(opened.read(first, last - first))
-        for number in range(start, stop):
-            offset = step.offset + int(runs.data_offsets[number])
-            length = int(runs.data_lengths[number])
-            piece = view[offset - first : offset - first + length]
-            if image.identify(piece) != runs.data_ids[number].tobytes():
-                raise _differs(step, offset, length)
-        return int(runs.data_lengths[start:stop].sum())
-
-    def compare_zeros(offset: int, length: int) -> int:
-        if opened.read(step.offset + offset, length) != _ZEROS[:length]:
-            raise _differs(step, step.offset + offset, length)
-        return length
-
+    comparison = _Comparison(step, image, opened, runs)
+    work = chain(
+        ((comparison.data, *piece) for piece in _segments(runs)),
+        ((comparison.zeros, *piece) for piece in _pieces(runs)),
+    )
+    pending: deque[Future[int]] = deque()
     with ThreadPoolExecutor(_READERS, thread_name_prefix="verify") as pool:
-        work = chain(
-            ((compare_data, *piece) for piece in _segments(runs)),
-            ((compare_zeros, *piece) for piece in _pieces(runs)),
-        )
-        pending: deque[Future[int]] = deque()
         try:
-            for function, one, other in work:
-                pending.append(pool.submit(function, one, other))
+            for compare, one, other in work:
+                pending.append(pool.submit(compare, one, other))
                 if len(pending) >= _AHEAD:
                     advance(pending.popleft().result())
             while pending:
@@ -134,11 +118,53 @@ def verify_volume(step: VerifyVolume, image: Image, opened: OpenTarget, advance:
                 future.cancel()
 
 
-def _differs(step: VerifyVolume, offset: int, length: int) -> VerificationFailed:
-    return VerificationFailed(
-        f"{step.target.path} ({step.target.disk}) does not hold what was written to {step.volume}: "
-        f"the {length} bytes at byte {offset} of the disk differ"
-    )
+class _Comparison:
+    """Compares a volume on a target with its map; its methods run in threads."""
+
+    def __init__(self, step: VerifyVolume, image: Image, opened: OpenTarget, runs: Runs) -> None:
+        self._step = step
+        self._image = image
+        self._opened = opened
+        self._runs = runs
+        self._buffers = threading.local()
+
+    def data(self, start: int, stop: int) -> int:
+        """Compare the data runs from `start` to `stop`, which lie side by side; return bytes."""
+        offsets = (self._runs.data_offsets[start:stop] + np.uint64(self._step.offset)).tolist()
+        lengths = self._runs.data_lengths[start:stop].tolist()
+        first = offsets[0]
+        total = offsets[-1] + lengths[-1] - first
+        view = self._read(first, total)
+        ids = self._runs.data_ids[start:stop].tobytes()
+        for number, (offset, length) in enumerate(zip(offsets, lengths, strict=True)):
+            piece = view[offset - first : offset - first + length]
+            if self._image.identify(piece) != ids[32 * number : 32 * number + 32]:
+                raise self._differs(offset, length)
+        return int(total)
+
+    def zeros(self, offset: int, length: int) -> int:
+        """Compare a range that must be zero; return bytes."""
+        view = self._read(self._step.offset + offset, length)
+        if np.frombuffer(view, np.uint8).max():
+            raise self._differs(self._step.offset + offset, length)
+        return length
+
+    def _read(self, offset: int, length: int) -> memoryview:
+        """Read into this thread's own buffer: fresh memory each time costs more than hashing."""
+        buffer: memoryview | None = getattr(self._buffers, "buffer", None)
+        if buffer is None or len(buffer) < length:
+            # From mmap, since direct reads want memory that begins at a page.
+            buffer = self._buffers.buffer = memoryview(mmap.mmap(-1, max(length, _SEGMENT)))
+        view = buffer[:length]
+        self._opened.read_into(offset, view)
+        return view
+
+    def _differs(self, offset: int, length: int) -> VerificationFailed:
+        target = self._step.target
+        return VerificationFailed(
+            f"{target.path} ({target.disk}) does not hold what was written to "
+            f"{self._step.volume}: the {length} bytes at byte {offset} of the disk differ"
+        )
 
 
 def _each_volume(

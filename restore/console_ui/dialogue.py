@@ -31,6 +31,10 @@ OVERWRITE: Final = "overwrite"
 _DISKS: Final = "disks"
 _LOOK: Final = "look"
 _PATH: Final = "path"
+_OTHER_PLACES: Final = {
+    _LOOK: "look again, after attaching a disk",
+    _PATH: "give the path of a repository",
+}
 
 
 class Dialogue:
@@ -72,7 +76,7 @@ class Dialogue:
             except RemetalError as error:
                 self._explain(error)
                 try:
-                    self._terminal.choose("What now?", [], [AGAIN])
+                    self._terminal.choose("What now?", [], {AGAIN: "start from the first question"})
                 except StartAgain:
                     continue
                 except LeaveToShell:
@@ -96,11 +100,11 @@ class Dialogue:
             found = self._look([*local, RUN / "repository"])
             if found.repositories:
                 options = [str(path) for path in found.repositories]
-                chosen = self._terminal.choose("Repositories:", options, [_PATH, _LOOK])
+                chosen = self._terminal.choose("Repositories:", options, _OTHER_PLACES)
             else:
                 self._terminal.say("No repository was found. Attach the disk that holds it,")
                 self._terminal.say("or mount it in a shell and give its path.")
-                chosen = self._terminal.choose("What now?", [], [_LOOK, _PATH])
+                chosen = self._terminal.choose("What now?", [], _OTHER_PLACES)
             if chosen == _LOOK:
                 continue
             place = (
@@ -121,7 +125,7 @@ class Dialogue:
             chosen = self._terminal.choose(
                 "Recovery keys:" if keys else "No recovery key was found.",
                 [str(key) for key in keys],
-                [_PATH],
+                {_PATH: "give the path of another one"},
             )
             key = (
                 Path(self._terminal.ask("Path of the recovery key"))
@@ -183,7 +187,7 @@ class Dialogue:
                 f"Which disk takes {saved.id}, saved from "
                 f"{describe(Path(saved.origin), saved.identity)}?",
                 options,
-                [_LOOK],
+                {_LOOK: "look again, after attaching one"},
             )
             if isinstance(chosen, str):
                 return self._choose_disks(machine)
@@ -204,7 +208,7 @@ class Dialogue:
             how = self._terminal.choose(
                 "Take the medium out before the machine starts again. What now?",
                 [],
-                [AtEnd.REBOOT, AtEnd.POWEROFF],
+                {AtEnd.REBOOT: "start again", AtEnd.POWEROFF: "switch off"},
             )
         except (LeaveToShell, StartAgain):
             return AtEnd.SHELL

@@ -1,6 +1,6 @@
 """Questions and answers on a console of 80 by 24, also a serial one."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import click
@@ -57,23 +57,28 @@ class Terminal:
             if words:
                 return words
 
-    def choose(self, title: str, options: Sequence[str], others: Sequence[str] = ()) -> int | str:
+    def choose(
+        self, title: str, options: Sequence[str], others: Mapping[str, str] | None = None
+    ) -> int | str:
         """Let one of several be chosen by its number, or a word be typed instead.
 
         Args:
             title: what is chosen.
             options: what there is, shown numbered.
-            others: words that are answers too, in lower case.
+            others: words that are answers too, in lower case, and what each means.
 
         Returns:
-            The place in `options`, or one of `others`.
+            The place in `options`, or one of the words.
         """
-        self.page([title, *(f"{number:4}  {text}" for number, text in enumerate(options, 1))])
+        words = dict(others or {})
+        lines = [f"{number:8}  {text}" for number, text in enumerate(options, 1)]
+        lines += [f"{word:>8}  {text}" for word, text in words.items()]
+        self.page([title, *lines, f"{SHELL:>8}  leave to a shell"])
         numbers = ["1"] if len(options) == 1 else [f"1 to {len(options)}"] if options else []
-        question = f"Type {', '.join([*numbers, *others, SHELL])}"
+        question = f"Type {', '.join([*numbers, *words, SHELL])}"
         while True:
             answer = self.ask(question).lower()
-            if answer in others:
+            if answer in words:
                 return answer
             if answer.isascii() and answer.isdigit() and 1 <= int(answer) <= len(options):
                 return int(answer) - 1

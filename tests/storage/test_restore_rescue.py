@@ -261,7 +261,7 @@ def test_again_goes_back_to_the_first_question_from_anywhere(
 ) -> None:
     at_end, person = talk("1", "1", "again", "1", "again", "shell")
     assert at_end is AtEnd.SHELL
-    firsts = [prompt for prompt in person.prompts if "path, look" in prompt]
+    firsts = [prompt for prompt in person.prompts if "look, path" in prompt]
     assert len(firsts) == 3
 
 

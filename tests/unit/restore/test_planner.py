@@ -13,18 +13,18 @@ from imager.layout.filesystem import Filesystem
 from imager.layout.firmware import BootEntry, Firmware, FirmwareKind
 from imager.layout.partition_table import Partition, PartitionTable, TableKind
 from restore.match import Basis, Match
-from restore.plan import (
+from restore.plan import Plan
+from restore.planner import Surroundings, Wishes, make_plan
+from restore.steps import (
     EmptyFile,
     EnsureFallbackLoader,
     LogToEsp,
     MakeFile,
-    Plan,
     RelocateBackupGpt,
     SetBootEntries,
     VerifyVolume,
     WriteVolume,
 )
-from restore.planner import Surroundings, Wishes, make_plan
 
 MIB = 1 << 20
 ESP_UUID = "AAAAAAAA-0000-4000-8000-000000000001"

@@ -1,0 +1,374 @@
+"""The steps a restore is made of: frozen, and each able to say what it does.
+
+A step names the disk, the byte offsets and the amounts it touches, so that a person can check it.
+All offsets and sizes are bytes.
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum, StrEnum
+from pathlib import Path
+from typing import ClassVar
+
+from imager.layout.disk import VolumeRole
+from imager.layout.firmware import BootEntry
+from imager.layout.partition_table import PartitionTable
+from imager.units import format_size
+
+# How UEFI writes the architectures of `uname -m` in file names.
+EFI_SUFFIXES = {"x86_64": "x64", "aarch64": "aa64", "i686": "ia32", "riscv64": "riscv64"}
+
+
+class TargetKind(StrEnum):
+    """What is written to."""
+
+    DEVICE = "device"
+    FILE = "file"  # a raw file that exists; its content is dropped
+    NEW_FILE = "new-file"  # made by the restore, and removed when that fails
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A disk or file that is rewritten.
+
+    Attributes:
+        disk: id of the saved disk it takes.
+        path: device or file.
+        kind: what it is.
+        size: bytes.
+        saved_size: bytes of the saved disk; at most `size`.
+        logical_sector: bytes.
+        model: or None.
+        serial: or None.
+        saved: the saved disk in words.
+        basis: why this target was chosen, in words.
+    """
+
+    disk: str
+    path: Path
+    kind: TargetKind
+    size: int
+    saved_size: int
+    logical_sector: int
+    model: str | None
+    serial: str | None
+    saved: str
+    basis: str
+
+    def describe(self) -> str:
+        """Say which disk this is, so that a person can find it in the rack."""
+        parts = [self.model or "", f"serial {self.serial}" if self.serial else ""]
+        parts.append(f"{format_size(self.size)} ({self.size} bytes)")
+        kind = {TargetKind.FILE: "file ", TargetKind.NEW_FILE: "new file "}.get(self.kind, "")
+        return f"{kind}{self.path}: " + ", ".join(part for part in parts if part)
+
+
+class Phase(IntEnum):
+    """When a volume is written; one phase is whole and flushed before the next begins."""
+
+    CONTENT = 1
+    TABLES = 2  # gaps: extended boot records, backup tables
+    BOOT = 3  # boot areas with the primary tables
+
+
+@dataclass(frozen=True, slots=True)
+class MakeFile:
+    """Make a sparse raw file of the target's size."""
+
+    name: ClassVar[str] = "make-file"
+    target: Target
+
+    def describe(self) -> str:
+        """Say what happens."""
+        return f"{self.target.path}: make this file, {self.target.size} bytes, sparse"
+
+
+@dataclass(frozen=True, slots=True)
+class EmptyFile:
+    """Drop all content of a raw file; afterwards it is one hole of the same size."""
+
+    name: ClassVar[str] = "empty-file"
+    target: Target
+
+    def describe(self) -> str:
+        """Say what happens."""
+        return f"{self.target.path}: drop all {self.target.size} bytes of this file"
+
+
+@dataclass(frozen=True, slots=True)
+class WipeSignatures:
+    """Overwrite both ends of a disk with zeros: old tables, RAID, LVM and LUKS labels.
+
+    Attributes:
+        target: the disk.
+        head: bytes from the start.
+        tail: bytes up to the end.
+    """
+
+    name: ClassVar[str] = "wipe-signatures"
+    target: Target
+    head: int
+    tail: int
+
+    def describe(self) -> str:
+        """Say what happens."""
+        return (
+            f"{self.target.path}: erase the old table and signatures: zeros over bytes "
+            f"0 to {self.head - 1} and {self.target.size - self.tail} to {self.target.size - 1}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class DiscardDisk:
+    """Tell the disk that its old content is not needed (TRIM, UNMAP, deallocate).
+
+    Attributes:
+        target: the disk.
+        offset: first byte.
+        length: bytes.
+    """
+
+    name: ClassVar[str] = "discard"
+    target: Target
+    offset: int
+    length: int
+
+    def describe(self) -> str:
+        """Say what happens."""
+        return (
+            f"{self.target.path}: discard old content, bytes "
+            f"{self.offset} to {self.offset + self.length - 1}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class WriteVolume:
+    """Write the saved content of a volume.
+
+    Attributes:
+        target: the disk.
+        volume: id of the volume.
+        phase: when.
+        role: why the volume is kept.
+        content: what it holds, in words.
+        offset: first byte on the target.
+        length: bytes.
+        data: bytes that come from the image.
+        zeros: bytes that the image knows to be zero.
+        cleared: bytes of free space near the ends that are zeroed, so that no old signature
+            there is taken for this volume's.
+    """
+
+    name: ClassVar[str] = "write"
+    target: Target
+    volume: str
+    phase: Phase
+    role: VolumeRole
+    content: str
+    offset: int
+    length: int
+    data: int
+    zeros: int
+    cleared: int
+
+    @property
+    def written(self) -> int:
+        """Bytes that have a defined content afterwards, and that verification reads back."""
+        return self.data + self.zeros + self.cleared
+
+    def describe(self) -> str:
+        """Say what happens."""
+        free = self.length - self.written
+        return (
+            f"{self.target.path}: write {self.volume} ({self.content}, "
+            f"{format_size(self.length)}) to bytes "
+            f"{self.offset} to {self.offset + self.length - 1}: "
+            f"{self.data} data, {self.zeros + self.cleared} zeros, {free} free"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyVolume:
+    """Read a volume back from the disk and compare it with the ids in the image.
+
+    Attributes:
+        target: the disk.
+        volume: id of the volume.
+        phase: that of the write.
+        offset: first byte on the target.
+        length: bytes.
+        written: bytes that are compared.
+    """
+
+    name: ClassVar[str] = "verify"
+    target: Target
+    volume: str
+    phase: Phase
+    offset: int
+    length: int
+    written: int
+
+    def describe(self) -> str:
+        """Say what happens."""
+        return f"{self.target.path}: read back {self.volume} and compare {self.written} bytes"
+
+
+@dataclass(frozen=True, slots=True)
+class RelocateBackupGpt:
+    """Move the backup GPT from the end of the saved size to the end of a larger disk."""
+
+    name: ClassVar[str] = "relocate-backup-gpt"
+    target: Target
+
+    def describe(self) -> str:
+        """Say what happens."""
+        return (
+            f"{self.target.path}: move the backup GPT from the end of the saved size "
+            f"({self.target.saved_size}) to the end of the disk ({self.target.size})"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RereadTable:
+    """Let the kernel read the new partition table."""
+
+    name: ClassVar[str] = "reread-table"
+    target: Target
+
+    def describe(self) -> str:
+        """Say what happens."""
+        return f"{self.target.path}: let the kernel read the new partition table"
+
+
+@dataclass(frozen=True, slots=True)
+class CheckTable:
+    """Read the partition table from the disk and compare it with the saved layout.
+
+    Attributes:
+        target: the disk.
+        table: what must be found.
+    """
+
+    name: ClassVar[str] = "check-table"
+    target: Target
+    table: PartitionTable
+
+    def describe(self) -> str:
+        """Say what happens."""
+        return (
+            f"{self.target.path}: check that it has the saved {self.table.kind.upper()} "
+            f"{self.table.id} with {len(self.table.partitions)} partitions"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Esp:
+    """An EFI system partition on a target.
+
+    Attributes:
+        target: the disk.
+        number: of the partition.
+        uuid: unique GUID of the partition, upper case.
+        offset: first byte on the target.
+        length: bytes.
+    """
+
+    target: Target
+    number: int
+    uuid: str
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class EnsureFallbackLoader:
+    r"""Copy the machine's loader to \EFI\BOOT where firmware looks when it has no entry.
+
+    Attributes:
+        esp: the EFI system partition.
+        architecture: as `uname -m` says; it decides the name of the file.
+        preferred: directory below \EFI of the first saved boot entry, or None.
+    """
+
+    name: ClassVar[str] = "fallback-loader"
+    esp: Esp
+    architecture: str
+    preferred: str | None
+
+    def describe(self) -> str:
+        """Say what happens."""
+        source = f"\\EFI\\{self.preferred}" if self.preferred else "the first one found below \\EFI"
+        return (
+            f"{self.esp.target.path}: only if partition {self.esp.number} has no "
+            f"{fallback_path(self.architecture)}: copy the loader there, from {source}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class SetBootEntries:
+    """Make the firmware's boot entries, and put them first in its order.
+
+    Attributes:
+        entries: as saved, in boot order; empty means: one for each loader found on the partitions.
+        esps: the EFI system partitions of the restored disks.
+        architecture: as `uname -m` says.
+    """
+
+    name: ClassVar[str] = "boot-entries"
+    entries: tuple[BootEntry, ...]
+    esps: tuple[Esp, ...]
+    architecture: str
+
+    def describe(self) -> str:
+        """Say what happens."""
+        if not self.entries:
+            where = ", ".join(f"partition {esp.number} of {esp.target.path}" for esp in self.esps)
+            return (
+                "firmware: make a boot entry for each loader found below \\EFI on "
+                f"{where}, named after its directory, and put it first; remove doubles"
+            )
+        places = {esp.uuid: f"partition {esp.number} of {esp.target.path}" for esp in self.esps}
+        entries = "; ".join(
+            f'"{entry.label}" = {entry.loader} on {places[entry.partition_uuid.upper()]}'
+            for entry in self.entries
+        )
+        return f"firmware: boot entries first in order, made if missing, doubles removed: {entries}"
+
+
+@dataclass(frozen=True, slots=True)
+class LogToEsp:
+    """Leave the log of this restore on the restored machine's EFI system partition."""
+
+    name: ClassVar[str] = "log-to-esp"
+    esp: Esp
+
+    def describe(self) -> str:
+        """Say what happens."""
+        return (
+            f"{self.esp.target.path}: write the log of this restore to "
+            f"\\EFI\\remetal\\restore.log on partition {self.esp.number}"
+        )
+
+
+Step = (
+    MakeFile
+    | EmptyFile
+    | WipeSignatures
+    | DiscardDisk
+    | WriteVolume
+    | VerifyVolume
+    | RelocateBackupGpt
+    | RereadTable
+    | CheckTable
+    | EnsureFallbackLoader
+    | SetBootEntries
+    | LogToEsp
+)
+
+
+def fallback_path(architecture: str) -> str:
+    r"""Return the path that firmware of an architecture starts without a boot entry.
+
+    Raises:
+        KeyError: not an architecture with UEFI that remetal knows.
+    """
+    return f"\\EFI\\BOOT\\BOOT{EFI_SUFFIXES[architecture].upper()}.EFI"
