@@ -235,22 +235,31 @@ def read_at(fd: int, offset: int, length: int) -> bytes:
         TruncatedSource: it ends before.
         UnreadableSource: the disk gives a read error.
     """
-    parts: list[bytes] = []
-    position, end = offset, offset + length
-    while position < end:
+    data = bytearray(length)
+    read_into(fd, offset, memoryview(data))
+    return bytes(data)
+
+
+def read_into(fd: int, offset: int, buffer: memoryview) -> None:
+    """Fill a buffer with the bytes from `offset` on.
+
+    Raises:
+        TruncatedSource: it ends before.
+        UnreadableSource: the disk gives a read error.
+    """
+    while len(buffer):
         try:
-            part = os.pread(fd, end - position, position)
+            count = os.preadv(fd, [buffer], offset)
         except OSError as error:
             raise UnreadableSource(
-                f"reading byte {position} of {name_of(fd)} failed: {error.strerror}"
+                f"reading byte {offset} of {name_of(fd)} failed: {error.strerror}"
             ) from error
-        if not part:
+        if not count:
             raise TruncatedSource(
-                f"{name_of(fd)} ends at byte {position}, before what lies on it does"
+                f"{name_of(fd)} ends at byte {offset}, before what lies on it does"
             )
-        parts.append(part)
-        position += len(part)
-    return b"".join(parts)
+        buffer = buffer[count:]
+        offset += count
 
 
 def _node(device: Path) -> Path:

@@ -42,7 +42,7 @@ class Tiny:
             volume = Volume(volume_id, VolumeRole.WHOLE_DISK, 0, len(data))
             with source.open("rb") as file, Pipeline(session, 2) as pipeline:
                 found, used = pipeline.volume_map(
-                    file.fileno(), str(source), volume, whole(len(data)), lambda _: None
+                    file.fileno(), volume, whole(len(data)), lambda _: None
                 )
             root = session.add_map(found)
             summaries.append(VolumeSummary(volume_id, len(data), used, root.id.hex(), root.level))

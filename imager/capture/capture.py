@@ -112,8 +112,6 @@ def capture(
 def _volume(
     item: VolumePlan, pipeline: Pipeline, session: Session, descriptor: int, advance: Advance
 ) -> VolumeSummary:
-    volume_map, used = pipeline.volume_map(
-        descriptor, item.disk.origin, item.volume, item.extents, advance
-    )
+    volume_map, used = pipeline.volume_map(descriptor, item.volume, item.extents, advance)
     root = session.add_map(volume_map)
     return VolumeSummary(item.volume.id, item.volume.length, used, root.id.hex(), root.level)

@@ -45,13 +45,12 @@ class Pipeline:
         self._pool.shutdown(cancel_futures=True)
 
     def volume_map(
-        self, descriptor: int, name: str, volume: Volume, extents: Extents, advance: Advance
+        self, descriptor: int, volume: Volume, extents: Extents, advance: Advance
     ) -> tuple[Runs, int]:
         """Read a volume's extents and return its map, and how many of its bytes are chunks.
 
         Args:
             descriptor: of the disk, open for reading.
-            name: of the disk, for errors.
             volume: which part of it.
             extents: what of the volume is to be read.
             advance: told of every byte read.
@@ -62,7 +61,7 @@ class Pipeline:
         """
         line = _RunLine()
         queue: deque[tuple[Batch, Future[list[_Sealed]]]] = deque()
-        for batch in self._read(descriptor, name, volume, extents):
+        for batch in self._read(descriptor, volume, extents):
             queue.append((batch, self._pool.submit(self._process, batch)))
             if len(queue) >= _IN_FLIGHT:
                 self._take(queue.popleft(), line, advance)
@@ -71,12 +70,10 @@ class Pipeline:
         line.fill_free(volume.length)
         return runs(line.pairs), line.used
 
-    def _read(
-        self, descriptor: int, name: str, volume: Volume, extents: Extents
-    ) -> Iterator[Batch]:
+    def _read(self, descriptor: int, volume: Volume, extents: Extents) -> Iterator[Batch]:
         cut_key = self._session.cut_key
         for offset, length in np.asarray(extents.ranges).tolist():
-            yield from read_extent(descriptor, volume.offset, offset, length, cut_key, name)
+            yield from read_extent(descriptor, volume.offset, offset, length, cut_key)
 
     def _process(self, batch: Batch) -> list[_Sealed]:
         session = self._session

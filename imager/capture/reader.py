@@ -1,13 +1,11 @@
 """Reads the extents of a volume and cuts them; the source is only ever read."""
 
-import errno
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from imager import blockdev
 from imager.capture.chunker import Chunker, Piece
-from imager.errors import TruncatedSource, UnreadableSource
 from imager.units import MIB
 
 SEGMENT: Final = 4 * MIB
@@ -29,7 +27,7 @@ class Batch:
 
 
 def read_extent(
-    descriptor: int, base: int, offset: int, length: int, cut_key: bytes, name: str
+    descriptor: int, base: int, offset: int, length: int, cut_key: bytes
 ) -> Iterator[Batch]:
     """Yield one extent as batches of chunks and zero runs.
 
@@ -39,7 +37,6 @@ def read_extent(
         offset: first byte of the extent in the volume.
         length: bytes of the extent.
         cut_key: of the group.
-        name: of the disk, for errors.
 
     Raises:
         TruncatedSource: the disk ends within the extent.
@@ -52,22 +49,9 @@ def read_extent(
         fresh = min(SEGMENT, end - offset - len(rest))
         buffer = memoryview(bytearray(len(rest) + fresh))
         buffer[: len(rest)] = rest
-        _read_into(descriptor, base + offset + len(rest), buffer[len(rest) :], name)
+        blockdev.read_into(descriptor, base + offset + len(rest), buffer[len(rest) :])
         pieces, covered = chunker.cut(buffer, final=offset + len(buffer) == end)
         if pieces:
             yield Batch(offset, buffer[:covered], pieces)
         rest = buffer[covered:]
         offset += covered
-
-
-def _read_into(descriptor: int, position: int, buffer: memoryview, name: str) -> None:
-    while len(buffer):
-        try:
-            count = os.preadv(descriptor, [buffer], position)
-        except OSError as error:
-            reason = os.strerror(error.errno or errno.EIO)
-            raise UnreadableSource(f"{name} can't be read at byte {position}: {reason}") from error
-        if not count:
-            raise TruncatedSource(f"{name} ends at byte {position}, within what is in use")
-        buffer = buffer[count:]
-        position += count
