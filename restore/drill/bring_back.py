@@ -173,11 +173,11 @@ class Drill:
         """Run a machine; a picture of its screen is taken when something goes wrong."""
 
         def line(text: str) -> None:
-            self._steps.hint(text)
             if self._settings.verbose:
                 self._steps.say(f"| {text}")
 
-        with Vm(spec, self._settings.accelerator, listener=ConsoleTail(line)) as vm:
+        tail = ConsoleTail(line, self._steps.hint)
+        with Vm(spec, self._settings.accelerator, listener=tail) as vm:
             try:
                 yield vm
             except RemetalError:

@@ -22,11 +22,18 @@ import numpy as np
 from imager.errors import DrillError
 from restore.drill.qemu import Vm
 
+_CONSOLE: Final = 0  # ttyS0
 _REPORTS: Final = 1  # ttyS1
 _FACTS: Final = "REMETAL-FACTS "
 _MANIFEST: Final = "REMETAL-MANIFEST "
 
 _LOGIN: Final = r"[\w.-]+ login: "
+# Firmware, boot loader, initramfs and kernel that have given up.
+_DEAD_END: Final = (
+    r"UEFI Interactive Shell|grub rescue>|^grub> |^\(initramfs\)"
+    r"|Kernel panic - not syncing.*|You are in emergency mode"
+)
+_LOOK: Final = 5.0  # seconds between two looks at the console
 _POLL: Final = 2.0  # seconds between two looks at what makes no event
 _STILL: Final = 5.0  # seconds between two pictures that are compared
 _STILL_SHARE: Final = 0.005  # of the pixels that may differ: a cursor blinks
@@ -108,15 +115,32 @@ def wait_for_facts(vm: Vm, timeout: float) -> Expected:
     """Wait for what a machine reports about itself on its second serial port.
 
     Raises:
-        DrillError: nothing came in time, or it can't be read.
+        DrillError: nothing came in time, it can't be read, or the machine came to a dead end.
     """
-    manifest = vm.wait_serial(_REPORTS, rf"^{_MANIFEST}(\S+)\r?\n", timeout)
+    deadline = time.monotonic() + timeout
+    manifest = None
+    while manifest is None and vm.running and time.monotonic() < deadline:
+        manifest = vm.seen(_REPORTS, rf"^{_MANIFEST}(\S+)\r?\n", _LOOK)
+        _check_dead_end(vm)
+    if manifest is None:
+        raise vm.error("no facts came on its second serial port")
     facts = vm.wait_serial(_REPORTS, rf"^{_FACTS}(\{{.*\}})\r?\n", timeout)
     try:
         packed = base64.b64decode(manifest.group(1), validate=True)
         return Expected(json.loads(facts.group(1)), json.loads(zlib.decompress(packed)))
     except (ValueError, zlib.error) as error:
         raise DrillError(f"what {vm.spec.name} reports can't be read: {error}") from error
+
+
+def _check_dead_end(vm: Vm) -> None:
+    """Don't wait for what can't come any more.
+
+    Raises:
+        DrillError: the console shows that nobody but a person can get the machine further.
+    """
+    found = vm.seen(_CONSOLE, _DEAD_END, 0)
+    if found:
+        raise vm.error(f'it came to a dead end: "{found.group().decode(errors="replace").strip()}"')
 
 
 def compare_all(before: Expected, after: Expected) -> tuple[Difference, ...]:
@@ -141,9 +165,10 @@ def wait_for_sign(vm: Vm, timeout: float, folder: Path, *, accept_screen: bool) 
     """
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
-        found = vm.seen(0, _LOGIN, _POLL)
+        found = vm.seen(_CONSOLE, _LOGIN, _POLL)
         if found:
             return Proof(f"login prompt on the serial console ({found.group().decode().strip()})")
+        _check_dead_end(vm)
         if not vm.running:
             raise vm.error("the machine ended before it was up")
         port = _open_port(vm)

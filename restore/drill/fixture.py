@@ -120,7 +120,7 @@ def build(name: str, say: Callable[[str], None]) -> Fixture:
     if code != 0:
         raise DrillError(f"the fixture machine {name} can't be built: {' / '.join(heard[-3:])}")
     try:
-        return msgspec.json.decode(output, type=Fixture)
+        return _decode(output, Fixture)
     except msgspec.MsgspecError as error:
         raise DrillError(f"the description of fixture machine {name} is odd: {error}") from error
 
@@ -186,13 +186,22 @@ def remetal(answer: type[T], *words: str | Path) -> T:
     argv = (sys.executable, "-m", "imager.console", *words, "--json", "--quiet")
     output = process.run(*argv, accept=range(256))
     try:
-        failure = msgspec.json.decode(output, type=_Failure)
+        failure = _decode(output, _Failure)
         if failure.error is not None:
             problem = failure.error
             raise DrillError(f"remetal {words[0]}: {problem.message}", hint=problem.hint)
-        return msgspec.json.decode(output, type=answer)
+        return _decode(output, answer)
     except msgspec.MsgspecError as error:
         raise DrillError(f"remetal {words[0]} answered oddly: {error}") from error
+
+
+def _decode(document: str | bytes, kind: type[T]) -> T:
+    """Read JSON into a type; paths are written as text.
+
+    Raises:
+        msgspec.MsgspecError: it is something else.
+    """
+    return msgspec.json.decode(document, type=kind, dec_hook=lambda wanted, text: wanted(text))
 
 
 class _Problem(msgspec.Struct, frozen=True):

@@ -246,6 +246,7 @@ def _conduct(
     except RemetalError as error:
         sheet.note(proof=f"{error.message} {error.hint}".strip())
     except BaseException:
+        job.forget_secrets(places.job)
         if settings.keep is None:
             shutil.rmtree(places.folder)
         raise

@@ -93,3 +93,20 @@ def test_a_machine_that_ends_is_no_proof(boot_disk: Path) -> None:
         vm.send(0, "x")
         with pytest.raises(DrillError, match="ended before it was up"):
             evidence.wait_for_sign(vm, 60, boot_disk.parent, accept_screen=True)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        b"UEFI Interactive Shell v2.2",
+        b"[    1.2] Kernel panic - not syncing: VFS",
+        b"\r\n(initramfs) ",
+        b"grub rescue> ",
+    ],
+)
+def test_a_dead_end_is_not_waited_out(boot_disk: Path, words: bytes) -> None:
+    _say(boot_disk, words)
+    with Vm(_guest(boot_disk), TCG) as vm, pytest.raises(DrillError, match="dead end"):
+        evidence.wait_for_sign(vm, 600, boot_disk.parent, accept_screen=True)
+    with Vm(_guest(boot_disk), TCG) as vm, pytest.raises(DrillError, match="dead end"):
+        evidence.wait_for_facts(vm, 600)

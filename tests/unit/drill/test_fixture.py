@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,39 @@ def test_copies_are_equal_sparse_and_private(tmp_path: Path) -> None:
     assert copy.read_bytes() == disk.read_bytes()
     assert copy.stat().st_blocks * 512 < 1 << 20
     assert copy.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_verb_s_answer_is_read(tmp_path: Path) -> None:
+    phrase = tmp_path / "phrase"
+    phrase.write_text("correct horse battery\n")
+    words = ("--keys-dir", tmp_path / "keys", "--passphrase-file", phrase)
+    made = fixture.remetal(fixture.Made, "init", tmp_path / "repository", *words)
+    assert made.recovery_key.exists()
+    assert made.credential.exists()
+
+
+def test_a_builder_s_description_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    builder = tmp_path / "vm-fixtures" / "build"
+    builder.mkdir(parents=True)
+    document = {
+        "name": "ward",
+        "uuid": "5b0e6c1a-93d7-4a52-8c1e-0f4a6d2b7e10",
+        "firmware": "uefi",
+        "memory_mib": 1024,
+        "disks": [{"path": "/d.img", "size": 1, "serial": "S", "bus": "nvme"}],
+        "facts": str(tmp_path / "facts.json"),
+        "manifest": str(tmp_path / "manifest.json"),
+        "steps": [{"name": "debian", "seconds": 1.5}],
+        "something": "new",
+    }
+    (builder / "__main__.py").write_text(f"print({json.dumps(json.dumps(document))})")
+    (tmp_path / "facts.json").write_text('{"hostname": "ward"}')
+    (tmp_path / "manifest.json").write_text("{}")
+    monkeypatch.setattr(fixture, "_ROOT", tmp_path)
+    built = fixture.build("ward", lambda _: None)
+    assert built.disks[0].path == Path("/d.img")
+    assert built.disks[0].bus is fixture.Bus.NVME
+    assert built.expected().facts == {"hostname": "ward"}
 
 
 def test_an_unknown_machine_is_said_with_the_builder_s_words() -> None:

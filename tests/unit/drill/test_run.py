@@ -134,6 +134,9 @@ def test_a_drill_that_is_stopped_leaves_nothing(
     with pytest.raises(KeyboardInterrupt):
         run.drill_image(subject, choices, Settings(TCG, lambda _: None))
     assert list(folders.iterdir()) == []
+    with pytest.raises(KeyboardInterrupt):
+        run.drill_image(subject, choices, Settings(TCG, lambda _: None, keep=folders))
+    assert not [path for path in folders.rglob("*") if path.name in {"recovery.key", "passphrase"}]
 
 
 def test_a_bios_machine_is_not_drilled_under_uefi(

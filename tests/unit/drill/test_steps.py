@@ -56,8 +56,20 @@ def test_the_host_s_clock_is_understood() -> None:
 
 def test_a_console_becomes_lines_of_text() -> None:
     lines: list[str] = []
-    tail = ConsoleTail(lines.append)
+    tail = ConsoleTail(lines.append, lambda _: None)
     tail(b"\x1b[2J\x1b[01;01HLoading")
     tail(b" kernel\r\n\r\n\x1b[1;31mred\x1b[0m \xff\n")
     tail(b"login: ")
     assert lines == ["Loading kernel", "red \ufffd"]
+
+
+def test_a_progress_bar_is_glimpsed_and_told_once() -> None:
+    lines: list[str] = []
+    glimpses: list[str] = []
+    tail = ConsoleTail(lines.append, glimpses.append)
+    for percent in (b"10 %", b"50 %", b"100 %"):
+        tail(b"\r\x1b[2Kwriting " + percent)
+    tail(b"\r\n")
+    assert lines == ["writing 100 %"]
+    assert glimpses[0] == "writing 10 %"
+    assert glimpses[-1] == "writing 100 %"
