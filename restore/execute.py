@@ -76,7 +76,8 @@ def execute(
         advance: called with bytes written or compared; they add up to `plan.written` and
             `plan.verified`. Called from this thread only.
         record: called with the outcome of each step when it is done.
-        log: returns the log so far, for a plan that leaves it on the restored machine.
+        log: returns the finished log, for a plan that leaves it on the restored machine as its
+            last step.
 
     Raises:
         WriteFailed, VerificationFailed: with target and place.

@@ -74,9 +74,15 @@ def carry_out(out: Output, opened: OpenImage, plan: Plan, log: RestoreLog) -> No
     Raises:
         RemetalError: as `restore.execute.execute` says; it is in the log then.
     """
+
+    def conclude() -> str:
+        """Return the log as it will be when its own writing is the last step."""
+        log.finish()
+        return log.text()
+
     try:
         with out.progress("restore", plan.written + plan.verified) as advance:
-            execute(plan, opened, advance=advance, record=log.record, log=log.text)
+            execute(plan, opened, advance=advance, record=log.record, log=conclude)
     except RemetalError as error:
         log.fail(error)
         raise

@@ -1,5 +1,6 @@
 """`remetal restore`: rewrite disks with a saved machine."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -47,7 +48,7 @@ CONFIRMATION = "overwrite"
     "--log",
     "log_path",
     type=click.Path(dir_okay=False, path_type=Path),
-    help=f"Where to write the log; by default {DEFAULT_PATH} on the rescue medium.",
+    help=f"Where to write the log; by default, for root, {DEFAULT_PATH}.",
 )
 @click.option(
     "--log-to-esp",
@@ -89,7 +90,8 @@ def restore(
     repository = Repository.open(repo)
     unlocked = load_recovery_key(out, repository, recovery_key, passphrase_file)
     medium = on_medium()
-    log = RestoreLog(None if dry_run else log_path or (DEFAULT_PATH if medium else None))
+    default_log = DEFAULT_PATH if os.geteuid() == 0 else None
+    log = RestoreLog(None if dry_run else log_path or default_log)
     opened = job.open_saved(out, repository, image, unlocked, log)
     wishes = Wishes(
         verify=verify,

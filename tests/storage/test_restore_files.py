@@ -66,6 +66,17 @@ def test_the_loader_is_copied_to_the_fallback_path(saved: Saved, tmp_path: Path)
     process.run("fsck.vfat", "-n", extracted(target, ESP_AT, ESP_SIZE, tmp_path / "esp"))
 
 
+def test_the_log_is_left_on_the_restored_machine(saved: Saved, tmp_path: Path) -> None:
+    target = tmp_path / "uefi.raw"
+    words = ["--yes", "--log-to-esp", "--no-verify"]
+    assert saved.restore("uefi", "--map", f"disk0={target}", *words) == 0
+    process.run("mcopy", "-i", f"{target}@@{ESP_AT}", "::/EFI/remetal/restore.log", tmp_path)
+    text = (tmp_path / "restore.log").read_text()
+    assert "write disk0/boot-area" in text
+    assert "Restored; finished" in text
+    assert "no verification" in text
+
+
 def test_a_larger_target_gets_its_backup_gpt_at_its_end(saved: Saved, tmp_path: Path) -> None:
     target = tmp_path / "larger.raw"
     with target.open("wb") as file:
