@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from imager.console import Output
-from imager.errors import Interrupted, RemetalError
 from imager.repository.backend.directory import DirectoryBackend
 from imager.repository.repository import Repository
 from imager.repository.retrieval import OpenImage, Unlocked, open_image
@@ -72,7 +71,7 @@ def carry_out(out: Output, opened: OpenImage, plan: Plan, log: RestoreLog) -> No
     """Do what the plan says, with progress and a log.
 
     Raises:
-        RemetalError: as `restore.execute.execute` says; it is in the log then.
+        RemetalError: as `restore.execute.execute` says.
     """
 
     def conclude() -> str:
@@ -80,13 +79,6 @@ def carry_out(out: Output, opened: OpenImage, plan: Plan, log: RestoreLog) -> No
         log.finish()
         return log.text()
 
-    try:
-        with out.progress("restore", plan.written + plan.verified) as advance:
-            execute(plan, opened, advance=advance, record=log.record, log=conclude)
-    except RemetalError as error:
-        log.fail(error)
-        raise
-    except KeyboardInterrupt:
-        log.fail(Interrupted("stopped on request"))
-        raise
+    with out.progress("restore", plan.written + plan.verified) as advance:
+        execute(plan, opened, advance=advance, record=log.record, log=conclude)
     log.finish()

@@ -7,11 +7,13 @@ restore that was cut off.
 import importlib.metadata
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from imager.errors import OutputError, RemetalError
+from imager.errors import Interrupted, OutputError, RemetalError
 from restore.execute import Outcome
 from restore.plan import Plan
 from restore.templates import render
@@ -78,6 +80,18 @@ class RestoreLog:
         """Note why it ended early."""
         self._error = error
         self._try_save()
+
+    @contextmanager
+    def watch(self) -> Iterator[None]:
+        """Note the error that ends what is done inside, if one does."""
+        try:
+            yield
+        except RemetalError as error:
+            self.fail(error)
+            raise
+        except KeyboardInterrupt:
+            self.fail(Interrupted("stopped on request"))
+            raise
 
     def text(self) -> str:
         """Return the log so far."""

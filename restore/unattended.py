@@ -63,12 +63,12 @@ def run(out: Output, share: Path, mount_repository: Callable[[], None]) -> AtEnd
     log = RestoreLog(share / LOG)
     at_end = AtEnd.POWEROFF
     try:
-        order = read_order(share)
-        mount_repository()
-        restore(out, share, order, log)
+        with log.watch():
+            order = read_order(share)
+            mount_repository()
+            restore(out, share, order, log)
         at_end = order.at_end
     except RemetalError as error:
-        log.fail(error)
         out.remark(f"remetal: {error.message}")
         out.remark(error.hint)
     except Exception as error:  # noqa: BLE001  nobody is there: the report must tell of anything

@@ -92,26 +92,27 @@ def restore(
     medium = on_medium()
     default_log = DEFAULT_PATH if os.geteuid() == 0 else None
     log = RestoreLog(None if dry_run else log_path or default_log)
-    opened = job.open_saved(out, repository, image, unlocked, log)
     wishes = Wishes(
         verify=verify,
         boot_entries=medium if boot_entries is None else boot_entries,
         log_to_esp=log_to_esp,
     )
-    plan = job.prepare(repository, opened, mapping, wishes, log)
-    for line in plan.lines():
-        out.say(line)
-    if dry_run:
-        out.document({"dry_run": True, "plan": plan.document()})
-        return
-    if not yes:
-        _confirm(out, plan)
-    try:
-        job.carry_out(out, opened, plan, log)
-    finally:
-        out.document({**log.report(), "plan": plan.document(), "log": log.path})
-        if log.path is not None:
-            out.remark(f"The log is in {log.path}.")
+    with log.watch():
+        opened = job.open_saved(out, repository, image, unlocked, log)
+        plan = job.prepare(repository, opened, mapping, wishes, log)
+        for line in plan.lines():
+            out.say(line)
+        if dry_run:
+            out.document({"dry_run": True, "plan": plan.document()})
+            return
+        if not yes:
+            _confirm(out, plan)
+        try:
+            job.carry_out(out, opened, plan, log)
+        finally:
+            out.document({**log.report(), "plan": plan.document(), "log": log.path})
+            if log.path is not None:
+                out.remark(f"The log is in {log.path}.")
     out.say()
     for outcome in log.outcomes:
         for note in outcome.notes:

@@ -87,9 +87,10 @@ class Dialogue:
         unlocked = self._unlock(repository, found)
         image = self._choose_image(repository, unlocked)
         log = RestoreLog(self._log_path)
-        opened = job.open_saved(self._terminal.out, repository, image.id, unlocked, log)
-        plan = self._agree(repository, opened, log)
-        job.carry_out(self._terminal.out, opened, plan, log)
+        with log.watch():
+            opened = job.open_saved(self._terminal.out, repository, image.id, unlocked, log)
+            plan = self._agree(repository, opened, log)
+            job.carry_out(self._terminal.out, opened, plan, log)
         return self._finish(plan, log)
 
     def _choose_repository(self) -> tuple[Repository, Found]:
