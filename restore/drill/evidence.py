@@ -120,11 +120,11 @@ def wait_for_facts(vm: Vm, timeout: float) -> Expected:
     deadline = time.monotonic() + timeout
     manifest = None
     while manifest is None and vm.running and time.monotonic() < deadline:
-        manifest = vm.seen(_REPORTS, rf"^{_MANIFEST}(\S+)\r?\n", _LOOK)
+        manifest = vm.seen(_REPORTS, rf"{_MANIFEST}(\S+)\r?\n", _LOOK)
         _check_dead_end(vm)
     if manifest is None:
         raise vm.error("no facts came on its second serial port")
-    facts = vm.wait_serial(_REPORTS, rf"^{_FACTS}(\{{.*\}})\r?\n", timeout)
+    facts = vm.wait_serial(_REPORTS, rf"{_FACTS}(\{{.*\}})\r?\n", timeout)
     try:
         packed = base64.b64decode(manifest.group(1), validate=True)
         return Expected(json.loads(facts.group(1)), json.loads(zlib.decompress(packed)))
