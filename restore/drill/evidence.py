@@ -20,6 +20,7 @@ from typing import Any, Final
 import numpy as np
 
 from imager.errors import DrillError
+from imager.units import format_duration
 from restore.drill.qemu import Vm
 
 _CONSOLE: Final = 0  # ttyS0
@@ -123,7 +124,8 @@ def wait_for_facts(vm: Vm, timeout: float) -> Expected:
         manifest = vm.seen(_REPORTS, rf"{_MANIFEST}(\S+)\r?\n", _LOOK)
         _check_dead_end(vm)
     if manifest is None:
-        raise vm.error("no facts came on its second serial port")
+        limit = f"within {format_duration(timeout)}" if vm.running else "before it ended"
+        raise vm.error(f"no facts came on its second serial port {limit}")
     facts = vm.wait_serial(_REPORTS, rf"{_FACTS}(\{{.*\}})\r?\n", timeout)
     try:
         packed = base64.b64decode(manifest.group(1), validate=True)

@@ -189,6 +189,9 @@ class Vm:
     def error(self, problem: str) -> DrillError:
         """Return an error that says what happened to this machine, and how its console ends."""
         text = f"{self.spec.name}: {problem}"
+        code = self._process.poll() if self._process is not None else None
+        if code:
+            text += f" (QEMU ended with code {code}: {self._complaint()})"
         if self._serials:
             tail = self._serials[0].tail()
             text += f"; the console ({self._serials[0].log}) ends with:\n{tail}"
@@ -214,7 +217,7 @@ class Vm:
             raise self.error(f"still running after {format_duration(timeout)}") from error
         reason = self._call(self._reason(), _END_TIMEOUT)
         if code != 0 or reason is None:
-            raise self.error(f"QEMU ended with code {code}: {self._complaint()}")
+            raise self.error("crashed")
         return reason
 
     async def _reason(self) -> str | None:
