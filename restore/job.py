@@ -50,6 +50,7 @@ def prepare(
         ObjectDamaged: the image contradicts itself.
     """
     started = time.monotonic()
+    opened.check_presence()
     backend = repository.backend
     place = Path(backend.location) if isinstance(backend, DirectoryBackend) else None
     found = match(opened.machine, targets.survey(place, mapping))

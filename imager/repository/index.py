@@ -148,6 +148,21 @@ class Index:
         """Whether any pack of this kind holds the id."""
         return any(self.packs[place.pack][1] is kind for place in self.locations(identity))
 
+    def absent(self, ids: NDArray[np.void], kind: PackKind = PackKind.DATA) -> list[bytes]:
+        """Return which of many ids (dtype V32) no pack of this kind holds."""
+        if not len(self._keys):
+            return [row.tobytes() for row in ids]
+        rows = np.minimum(np.searchsorted(self._keys, _keys(ids)), len(self._keys) - 1)
+        of_kind = np.array([pack_kind is kind for _, pack_kind in self.packs])
+        found = self._entries[rows]
+        equal = (_words(found["id"]) == _words(ids)).all(axis=1) & of_kind[found["pack"]]
+        # What the first row with the same beginning does not answer, the rows behind it may.
+        return [
+            identity
+            for identity in (row.tobytes() for row in ids[~equal])
+            if not self.contains(identity, kind)
+        ]
+
     def sizes_needed(self) -> dict[str, int]:
         """Return for each pack that is named how many bytes it has at least."""
         ends = np.zeros(len(self.packs), dtype=np.uint64)
@@ -184,20 +199,24 @@ def unique_ids(ids: NDArray[np.void]) -> NDArray[np.void]:
     if not len(ids):
         return np.empty(0, dtype=ID)
     ordered = ids[_order(ids)]
-    words = np.ascontiguousarray(ordered).view("<u8").reshape(-1, 4)
+    words = _words(ordered)
     fresh = np.ones(len(ordered), dtype=bool)
     fresh[1:] = (words[1:] != words[:-1]).any(axis=1)
     return ordered[fresh]
 
 
+def _words(ids: NDArray[np.void]) -> NDArray[np.uint64]:
+    """Return ids as rows of four big-endian integers."""
+    return np.ascontiguousarray(ids).view(">u8").reshape(-1, ID_SIZE // 8)
+
+
 def _keys(ids: NDArray[np.void]) -> NDArray[np.uint64]:
     """Return the first eight bytes of ids as native integers that sort as the bytes do."""
-    words = np.ascontiguousarray(ids).view(">u8").reshape(-1, ID_SIZE // 8)
-    return words[:, 0].astype(np.uint64)
+    return _words(ids)[:, 0].astype(np.uint64)
 
 
 def _order(ids: NDArray[np.void]) -> NDArray[np.intp]:
     """Return the order that sorts ids as byte strings."""
-    words = np.ascontiguousarray(ids).view(">u8").reshape(-1, ID_SIZE // 8)
+    words = _words(ids)
     columns = [words[:, column].astype(np.uint64) for column in (3, 2, 1, 0)]
     return np.lexsort(columns)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from imager.errors import (
     ObjectDamaged,
@@ -24,6 +25,7 @@ from imager.errors import (
 )
 from imager.layout.machine import Machine
 from imager.repository import envelope as envelopes
+from imager.repository import pack as pack_format
 from imager.repository import volume_map
 from imager.repository.chunk import MOST_PLAIN, Identifier, Opener
 from imager.repository.configuration import Secrets
@@ -34,6 +36,7 @@ from imager.repository.image import Manifest, SealedImage, Summary
 from imager.repository.index import Index, Location, unique_ids
 from imager.repository.keyring import GroupKeys
 from imager.repository.repository import Problem, Repository
+from imager.repository.volume_map import are_chunks
 from imager.units import MIB
 
 _FETCHERS: Final = 2
@@ -46,6 +49,7 @@ _GROUP_BYTES: Final = 32 * MIB
 _RECENT_PACKS: Final = 2
 
 Warn = Callable[[Problem], None]
+Ids = NDArray[np.void]
 
 
 class Unlocked:
@@ -220,6 +224,39 @@ class OpenImage:
     def identify(self, data: bytes | bytearray | memoryview) -> bytes:
         """Return the chunk id of a plaintext, to compare what was read back."""
         return self._identifier.identify(data)
+
+    def check_presence(self) -> None:
+        """Make sure that everything the image needs is there, before anything is written anywhere.
+
+        Reads the maps and the listing of packs, not their content: a pack that rotted is found
+        when its chunks are opened.
+
+        Raises:
+            ObjectMissing: chunks are in no pack, or a pack is gone or cut off.
+            ObjectDamaged: a map is damaged.
+        """
+        sizes = {
+            entry.name: entry.size for entry in self._repository.backend.list(pack_format.PREFIX)
+        }
+        suspects = {
+            name for name, size in self._index.sizes_needed().items() if sizes.get(name, 0) < size
+        }
+        for volume in self.summary.volumes:
+            found = self.map(volume.id)
+            ids = unique_ids(found["id"][are_chunks(found)])
+            with self._touched():
+                self._check_volume(volume.id, ids, suspects)
+
+    def _check_volume(self, volume: str, ids: Ids, suspects: set[str]) -> None:
+        absent = self._index.absent(ids)
+        if absent:
+            raise ObjectMissing(f"{len(absent)} chunks of {volume} are in no pack")
+        if not suspects:
+            return
+        for row in ids:
+            names = {self._index.pack_name(place) for place in self._data_places(row.tobytes())}
+            if names <= suspects:
+                raise ObjectMissing(f"{min(names)}, which {volume} needs, is gone or cut off")
 
     def chunks(self, ids: Sequence[bytes]) -> Iterator[tuple[bytes, bytes]]:
         """Yield every id once with its plaintext, in the order of storage.

@@ -207,6 +207,32 @@ def test_a_missing_chunk_is_named(tiny: Tiny, tmp_path: Path) -> None:
         list(opened.chunks([b"\7" * 32]))
 
 
+@pytest.mark.parametrize("cut", [True, False])
+def test_a_lost_pack_is_noticed_before_anything_is_read(
+    tiny: Tiny, tmp_path: Path, cut: bool
+) -> None:
+    image = tiny.add({"disk0/p1": random.Random(5).randbytes(2_000_000)}, tmp_path)
+    repository = tiny.open()
+    opened = open_image(repository, image, Unlocked(repository, tiny.key), lambda _: None)
+    opened.check_presence()
+    (pack,) = data_packs(tiny)
+    if cut:
+        os.truncate(pack, 1_000_000)
+    else:
+        pack.unlink()
+    with pytest.raises(ObjectMissing, match=f"{image[:12]} is touched.*gone or cut off"):
+        opened.check_presence()
+
+
+def test_absent() -> None:
+    ids = [b"\xff" * 8 + bytes([n]) * 24 for n in range(20)] + [os.urandom(32) for _ in range(99)]
+    index = Index([segment(ids[:10] + ids[30:])])
+    asked = np.array(ids, dtype="V32")
+    assert index.absent(asked) == ids[10:30]
+    assert index.absent(asked[:1], PackKind.MAPS) == ids[:1]
+    assert Index([]).absent(asked[:1]) == ids[:1]
+
+
 def test_same_content_is_stored_once(tiny: Tiny, tmp_path: Path) -> None:
     content = {"disk0/p1": random.Random(4).randbytes(3_000_000)}
     tiny.add(content, tmp_path)
