@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import layout_order
 import tree
 from imager import process
 from imager.errors import ConfigError, ProgramError
 from imager.units import KIB
-from spec import Disk, Filesystem, FilesystemType, Loader, Machine, TableKind
+from spec import Disk, Filesystem, FilesystemType, Layout, Loader, Machine, TableKind
 from template import render
 
 _SECTOR: Final = 512
@@ -22,6 +23,7 @@ _MBR_CODE: Final = 440  # bytes before the disk signature
 _SWAP_HEADER: Final = 4096  # mkswap writes into the first page only
 _DRIVE_CHECK: Final = 0x66  # in GRUB's boot.img: a jump that distrusts the BIOS's drive number
 _NUMBER: Final = re.compile(r"\d+$")  # at the end of sfdisk's name for a partition
+_BY_PATH: Final = Layout()
 _GRUB_MODULES: Final = ("biosdisk", "part_msdos", "part_gpt", "ext2", "search_fs_uuid")
 _TYPES: Final = {
     TableKind.GPT: {"esp": "uefi", "linux": "linux", "swap": "swap"},
@@ -71,7 +73,7 @@ def assemble(machine: Machine, content: Path, directory: Path) -> tuple[Path, ..
     parts = tree.split(machine, content, directory / "parts")
     for each in machine.filesystem:
         part = parts.get(each.mountpoint or "")
-        make(each, places[each.on], part, layout_seed=machine.layout_seed)
+        make(each, places[each.on], part, machine.layout)
     if boot is not None:
         first = min(place.offset for place in places.values() if place.image == images[0])
         _install_grub(images[0], *boot, room=first)
@@ -105,7 +107,7 @@ def read_table(image: Path) -> Mapping[int, dict[str, Any]]:
 
 
 def make(
-    filesystem: Filesystem, place: Place, content: Path | None, *, layout_seed: int | None = None
+    filesystem: Filesystem, place: Place, content: Path | None, layout: Layout = _BY_PATH
 ) -> None:
     """Make a filesystem or swap area with its content.
 
@@ -113,7 +115,7 @@ def make(
         filesystem: type, identity.
         place: where.
         content: directory whose files it receives; None for swap.
-        layout_seed: shuffles the order in which ext4 receives them.
+        layout: the order in which ext4 receives them.
     """
     if filesystem.type is FilesystemType.SWAP:
         _swap(filesystem, place)
@@ -122,7 +124,7 @@ def make(
     elif filesystem.type is FilesystemType.VFAT:
         _vfat(filesystem, place, content)
     else:
-        _ext4(filesystem, place, content, layout_seed)
+        _ext4(filesystem, place, content, layout)
 
 
 def _swap(filesystem: Filesystem, place: Place) -> None:
@@ -151,9 +153,8 @@ def _vfat(filesystem: Filesystem, place: Place, content: Path) -> None:
         process.run("mcopy", "-i", target, "-s", "-p", "-m", *entries, "::/")
 
 
-def _ext4(filesystem: Filesystem, place: Place, content: Path, layout_seed: int | None) -> None:
-    if layout_seed is not None:
-        tree.put_in_order(content, layout_seed)
+def _ext4(filesystem: Filesystem, place: Place, content: Path, layout: Layout) -> None:
+    links, directories = layout_order.link(content, layout)
     label = ("-L", filesystem.label) if filesystem.label else ()
     # Without lazy initialisation: the kernel would go on writing after the first mount.
     extended = f"offset={place.offset},root_owner=0:0,lazy_itable_init=0,lazy_journal_init=0"
@@ -161,8 +162,8 @@ def _ext4(filesystem: Filesystem, place: Place, content: Path, layout_seed: int 
         *("mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096", "-U", filesystem.uuid, *label),
         *("-E", extended, "-d", content, place.image, f"{place.length // KIB}k"),
     )
-    if layout_seed is not None:
-        _remove(place, *tree.order_names(content))
+    if links:
+        _remove(place, links, directories)
 
 
 def _remove(place: Place, files: list[str], directories: list[str]) -> None:

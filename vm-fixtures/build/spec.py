@@ -49,6 +49,14 @@ class FilesystemType(StrEnum):
     VFAT = "vfat"
 
 
+class LayoutOrder(StrEnum):
+    """In which order files are copied into a filesystem, and so lie on the disk."""
+
+    PATH = "path"  # of their paths
+    PACKAGE = "package"  # package by package, as an installation does; packages shuffled
+    FILE = "file"  # every file for itself, shuffled: far from its neighbours on any real machine
+
+
 class Size(int):
     """Bytes, written in TOML as `"256MiB"`."""
 
@@ -77,6 +85,18 @@ class Boot(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     loader: Loader
     options: str = ""
+
+
+class Layout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where files lie on the disk.
+
+    Attributes:
+        order: in which they are copied.
+        seed: decides the order where it is shuffled.
+    """
+
+    order: LayoutOrder = LayoutOrder.PATH
+    seed: int = 0
 
 
 class Life(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -168,7 +188,7 @@ class Machine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         life: what it writes at its first boot.
         disk: its disks.
         filesystem: what lies on them.
-        layout_seed: when given, shuffles the order in which files are copied into filesystems.
+        layout: where files lie on the disk.
     """
 
     description: str
@@ -182,7 +202,7 @@ class Machine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     life: Life
     disk: tuple[Disk, ...]
     filesystem: tuple[Filesystem, ...]
-    layout_seed: int | None = None
+    layout: Layout = Layout()
 
     def at(self, mountpoint: str) -> Filesystem:
         """Return the filesystem that is mounted at `mountpoint`.

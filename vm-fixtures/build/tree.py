@@ -1,6 +1,5 @@
 """The files of one machine: Debian's from the archive, and what makes it this machine."""
 
-import random
 import shutil
 from pathlib import Path
 from typing import Final
@@ -13,11 +12,9 @@ from spec import Loader, Machine
 from template import render
 
 GUEST: Final = Path(__file__).parent / "guest"
-ORDER: Final = ".layout"  # sorts before every name at the top of a Debian root
 
 _SCRIPTS: Final = ("facts.py", "file_tree.py", "life.py", "volatile.txt")
 _UNITS: Final = ("fixture-facts.service", "fixture-life.service")
-_LINKS_PER_DIRECTORY: Final = 256  # lookups in a directory without index are linear
 
 
 def guest_files() -> list[Path]:
@@ -151,30 +148,3 @@ def split(machine: Machine, tree: Path, parts: Path) -> dict[str, Path]:
         place.mkdir()
         found[mountpoint] = part
     return found
-
-
-def put_in_order(content: Path, seed: int) -> None:
-    """Make `mke2fs -d` copy the files of `content` in a shuffled order.
-
-    It copies in order of names and writes a file's blocks under the first of its hard links. So
-    a directory that sorts first gets a link to every file, in the wanted order; it is removed
-    from the finished filesystem.
-
-    Args:
-        content: what will be copied.
-        seed: decides the order.
-    """
-    files = sorted(path for path in content.rglob("*") if path.is_file() and not path.is_symlink())
-    random.Random(seed).shuffle(files)  # noqa: S311 - repeatable on purpose
-    for number, path in enumerate(files):
-        folder = content / ORDER / f"{number // _LINKS_PER_DIRECTORY:06d}"
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{number:08d}").hardlink_to(path)
-
-
-def order_names(content: Path) -> tuple[list[str], list[str]]:
-    """Return the links that `put_in_order` made and their directories, to be removed again."""
-    order = content / ORDER
-    folders = sorted(order.iterdir()) if order.exists() else []
-    links = [f"/{path.relative_to(content)}" for folder in folders for path in folder.iterdir()]
-    return sorted(links), [f"/{path.relative_to(content)}" for path in (*folders, order)]
