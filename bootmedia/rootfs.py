@@ -130,6 +130,7 @@ def _hook() -> str:
         unwanted_patterns=selection.UNWANTED_PATTERNS,
         grub_modules=selection.GRUB_BIOS_MODULES,
         removed_paths=selection.REMOVED_PATHS,
+        python=selection.PYTHON,
         stripped=[f"{SITE_PACKAGES}/{name}" for name in selection.STRIPPED_WHEELS],
     )
 
@@ -213,11 +214,14 @@ def _bootstrap(tar: Path, script: Path, packages: Path, sources: tuple[str, ...]
             raise NoRoom(
                 f"no room left to build the rescue root in {tempfile.gettempdir()} or {tar.parent}"
             ) from error
-        raise MediumError(
-            f"the rescue root can't be built: {_complaint(error.stderr)}",
-            hint="Check that a Debian mirror can be reached; `debian-sources` in the "
-            "configuration names your own.",
-        ) from error
+        complaint = _complaint(error.stderr)
+        hint = (
+            "Check that a Debian mirror can be reached; `debian-sources` in the configuration "
+            "names your own."
+        )
+        if "chroot mode" in complaint:
+            hint = "Run this as root, or install the Debian package uidmap."
+        raise MediumError(f"the rescue root can't be built: {complaint}", hint=hint) from error
 
 
 def _complaint(stderr: str) -> str:

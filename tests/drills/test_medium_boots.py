@@ -1,7 +1,6 @@
 """The real medium through every door of a machine: firmware by firmware, as CD and as USB stick."""
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -75,13 +74,14 @@ def test_every_door_leads_to_the_restorer(
     firmware: Firmware,
     bus: Bus,
     tmp_path: Path,
-    record_property: Callable[[str, object], None],
+    request: pytest.FixtureRequest,
 ) -> None:
     log = tmp_path / "ttyS0.log"
     start = time.monotonic()
     with Vm(_machine(iso, firmware, bus, log), chosen) as vm:
         vm.wait_serial(0, r"remetal: console reached after [\d.]+ s", _START)
-        record_property("power-on to console, seconds", round(time.monotonic() - start, 1))
+        seconds = round(time.monotonic() - start, 1)
+        request.node.user_properties.append(("power-on to console, seconds", seconds))
         vm.wait_serial(0, r"Nothing is written to any disk before you agree", _ANSWER)
     assert b"panic" not in log.read_bytes().lower()
 

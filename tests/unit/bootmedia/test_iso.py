@@ -38,8 +38,9 @@ def test_partition_tables_are_in_order(medium: MediumReport) -> None:
     done = subprocess.run(
         ["sgdisk", "--verify", medium.path], capture_output=True, text=True, check=True
     )
-    assert "No problems found" in done.stdout
-    assert "Warning" not in done.stdout + done.stderr
+    # Where it finds no table at all, sgdisk checks one of its own making.
+    assert done.stdout.strip().startswith("No problems found")
+    assert done.stderr == ""
 
 
 def test_the_efi_partition_is_the_fat_image_on_the_iso(medium: MediumReport) -> None:
