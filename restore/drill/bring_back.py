@@ -1,7 +1,7 @@
 """The heart of a drill: the real medium restores onto blank disks, and the disks start alone."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -20,6 +20,8 @@ from restore.drill.vm_spec import Accelerator, VmSpec
 _RESCUE_LIMIT: Final = 1200.0
 _SLOWEST_RESTORE: Final = 1 * MIB  # bytes a second
 _PROOF_LIMIT: Final = 900.0
+
+_WORTH_A_LINE: Final = 1.0  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,10 +134,8 @@ class Drill:
         reported = min(max(self._steps.at(written), power_on), off)
         at = max(reported - sum(step.seconds for step in done.steps), power_on)
         self._add("rescue: start of the medium", power_on, at - power_on)
-        for name in dict.fromkeys(step.name for step in done.steps):
-            parts = [step for step in done.steps if step.name == name]
-            seconds = sum(step.seconds for step in parts)
-            self._add(f"rescue: {name}", at, seconds, sum(step.bytes or 0 for step in parts))
+        for name, seconds, size in _totals(done.steps):
+            self._add(f"rescue: {name}", at, seconds, size)
             at += seconds
         self._add("rescue: power-off", reported, off - reported)
 
@@ -185,3 +185,19 @@ class Drill:
                     with contextlib.suppress(RemetalError):
                         vm.screenshot(self._places.screenshot(name))
                 raise
+
+
+def _totals(steps: Sequence[job.RescueStep]) -> Iterator[tuple[str, float, int]]:
+    """Yield (name, seconds, bytes) of the restorer's steps, those of one name added up.
+
+    What took less than a second in all is put together at the end.
+    """
+    rest = 0.0
+    for name in dict.fromkeys(step.name for step in steps):
+        parts = [step for step in steps if step.name == name]
+        seconds = sum(step.seconds for step in parts)
+        if seconds < _WORTH_A_LINE:
+            rest += seconds
+        else:
+            yield name, seconds, sum(step.bytes or 0 for step in parts)
+    yield "small steps", rest, 0
