@@ -1,6 +1,5 @@
 import hashlib
 import json
-import shutil
 import struct
 import subprocess
 from pathlib import Path
@@ -76,7 +75,6 @@ def test_boot_sector_leads_to_the_bios_image(medium: MediumReport) -> None:
     assert own * 2048 == image
 
 
-@pytest.mark.skipif(shutil.which("xorriso") is None, reason="xorriso is not installed")
 def test_another_program_finds_both_boot_entries(medium: MediumReport) -> None:
     done = subprocess.run(
         ["xorriso", "-indev", medium.path, "-report_el_torito", "plain"],
