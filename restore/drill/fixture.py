@@ -108,7 +108,7 @@ def build(name: str, say: Callable[[str], None]) -> Fixture:
     assert running.stdout is not None  # noqa: S101  both are pipes
     assert running.stderr is not None  # noqa: S101
     heard: list[str] = []
-    listener = threading.Thread(target=_listen, args=(running.stderr, heard, say))
+    listener = threading.Thread(target=_listen, args=(running.stderr, heard, say, f"{name}: "))
     listener.start()
     try:
         output = running.stdout.read()
@@ -125,12 +125,12 @@ def build(name: str, say: Callable[[str], None]) -> Fixture:
         raise DrillError(f"the description of fixture machine {name} is odd: {error}") from error
 
 
-def _listen(stream: IO[bytes], heard: list[str], say: Callable[[str], None]) -> None:
+def _listen(stream: IO[bytes], heard: list[str], say: Callable[[str], None], prefix: str) -> None:
     for raw in stream:
         line = raw.decode(errors="replace").rstrip()
         if line:
             heard.append(line)
-            say(line)
+            say(line.removeprefix(prefix))
 
 
 def copy_disks(disks: Sequence[FixtureDisk], folder: Path) -> tuple[Path, ...]:
