@@ -10,7 +10,6 @@ import pytest
 
 from restore.drill import fixture
 
-
 pytestmark = pytest.mark.timeout(3600)
 
 
