@@ -1,32 +1,44 @@
-"""Layout to and from JSON, strictly: what is unknown or missing is refused.
+"""The layout, and documents that hold it, to and from JSON; strictly.
 
-msgspec decodes straight into the frozen dataclasses and checks every type, so that a layout
-from a hostile repository can't carry anything the model does not allow.
+msgspec decodes straight into the frozen dataclasses and checks every type. It lets unknown fields
+of dataclasses pass, so what was decoded is compared with what was there: a document from a hostile
+or newer repository can't carry anything that the model does not have.
 """
 
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from imager.errors import UnsupportedFormat
 from imager.layout.machine import Machine
 
-
-def encode(machine: Machine) -> bytes:
-    """Return the machine as JSON with its fields in the order of the model."""
-    return msgspec.json.encode(machine)
+_Document = TypeVar("_Document")
 
 
-def decode(data: bytes) -> Machine:
-    """Return the machine that `encode` wrote.
+def encode(value: Any) -> bytes:
+    """Return a machine, or a document that holds one, as JSON with its fields in their order."""
+    return msgspec.json.encode(value)
+
+
+def decode(data: bytes, kind: type[_Document], what: str) -> _Document:
+    """Return what `encode` wrote.
+
+    Args:
+        data: JSON.
+        kind: what it must be.
+        what: its name, for the error.
 
     Raises:
-        UnsupportedFormat: the data is not such a document.
+        UnsupportedFormat: the data is not such a document, or has fields that it may not have.
     """
     try:
-        return msgspec.json.decode(data, type=Machine)
-    except msgspec.MsgspecError as error:
-        raise UnsupportedFormat(f"the layout of this image can't be read: {error}") from error
+        value = msgspec.json.decode(data, type=kind)
+        found = msgspec.json.encode(msgspec.json.decode(data), order="sorted")
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise UnsupportedFormat(f"{what} can't be read: {error}") from error
+    if found != msgspec.json.encode(value, order="sorted"):
+        raise UnsupportedFormat(f"{what} holds something that this version does not know")
+    return value
 
 
 def document(machine: Machine) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import msgspec
 import zstandard
 
 from imager.errors import ObjectDamaged, UnsupportedFormat, UntrustedObject
+from imager.layout import codec
 from imager.layout.machine import Machine
 from imager.repository.chunk import ID_SIZE as MAP_ID_SIZE
 from imager.repository.crypto import sealing
@@ -223,15 +224,14 @@ def _check_roots(summary: Summary, what: str) -> Summary:
 
 
 def _pack(document: msgspec.Struct) -> bytes:
-    return zstandard.compress(msgspec.json.encode(document))
+    return zstandard.compress(codec.encode(document))
 
 
 def _unpack(packed: bytes, kind: type[_Document], what: str) -> _Document:
     try:
         if not 0 <= zstandard.frame_content_size(packed) <= _MOST_DOCUMENT:
             raise ObjectDamaged(f"{what} is impossibly large")
-        return msgspec.json.decode(zstandard.decompress(packed), type=kind)
+        text = zstandard.decompress(packed)
     except zstandard.ZstdError as error:
         raise ObjectDamaged(f"{what} does not decompress: {error}") from error
-    except msgspec.MsgspecError as error:
-        raise UnsupportedFormat(f"{what} can't be read: {error}") from error
+    return codec.decode(text, kind, what)

@@ -41,7 +41,7 @@ machines = st.builds(Machine, text, text, text, firmwares, st.lists(disks, max_s
 
 @given(machines)
 def test_comes_back(machine: Machine) -> None:
-    assert codec.decode(codec.encode(machine)) == machine
+    assert codec.decode(codec.encode(machine), Machine, "it") == machine
 
 
 EXAMPLE = Machine(
@@ -72,6 +72,8 @@ def test_volumes_with_their_disks() -> None:
         ('"name":"web01"', '"name":null'),
         ('"disks":[', '"disks":[1,'),
         ("}", ""),
+        ('"name":"web01"', '"name":"web01","extra":1'),
+        ('"firmware":{', '"firmware":{"extra":1,'),
     ],
 )
 def test_refuses(old: str, new: str) -> None:
@@ -79,4 +81,4 @@ def test_refuses(old: str, new: str) -> None:
     json.loads(data)
     assert old in data
     with pytest.raises(UnsupportedFormat):
-        codec.decode(data.replace(old, new, 1).encode())
+        codec.decode(data.replace(old, new, 1).encode(), Machine, "it")

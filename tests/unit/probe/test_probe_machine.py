@@ -8,6 +8,7 @@ from imager import blockdev, process
 from imager.errors import UsageError
 from imager.layout import codec
 from imager.layout.firmware import FirmwareKind
+from imager.layout.machine import Machine
 from imager.probe.machine import ProbeSource, probe_machine, this_machine_id
 
 UUID = "4C4C4544-0042-3510-8052-B4C04F4E3132"
@@ -50,7 +51,7 @@ def test_disk_files_speak_for_themselves(tmp_path: Path) -> None:
     assert [disk.id for disk in machine.disks] == ["disk0", "disk1"]
     assert [disk.origin for disk in machine.disks] == ["/srv/a", "/srv/b"]
     assert machine.firmware.kind is FirmwareKind.BIOS
-    assert codec.decode(codec.encode(machine)) == machine
+    assert codec.decode(codec.encode(machine), Machine, "it") == machine
 
 
 def test_the_id_of_disk_files_stays(tmp_path: Path) -> None:
