@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 import click
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -98,15 +98,16 @@ class Output:
         table = Table(box=None, pad_edge=False, header_style="bold")
         for column in columns:
             title = column.removeprefix(">")
-            table.add_column(title, justify="right" if column != title else "left")
+            justify: JustifyMethod = "right" if column != title else "left"
+            table.add_column(title, justify=justify, overflow="fold")
         for row in rows:
             table.add_row(*row)
-        self._out.print(table, markup=False)
+        self._out.print(table, markup=False, soft_wrap=False)
 
     def tree(self, tree: Tree) -> None:
         """Print a tree."""
         if not self.as_json:
-            self._out.print(tree)
+            self._out.print(tree, soft_wrap=False)
 
     @contextmanager
     def progress(self, title: str, total: int) -> Iterator[Advance]:
