@@ -163,6 +163,12 @@ class Index:
             if not self.contains(identity, kind)
         ]
 
+    def without(self, names: set[str]) -> "Index":
+        """Return an index that knows nothing of what lies in these packs."""
+        numbers = [n for n, (digest, _) in enumerate(self.packs) if object_name(digest) in names]
+        kept = ~np.isin(self._entries["pack"], numbers)
+        return Index([Segment(tuple(self.packs), self._entries[kept])])
+
     def sizes_needed(self) -> dict[str, int]:
         """Return for each pack that is named how many bytes it has at least."""
         ends = np.zeros(len(self.packs), dtype=np.uint64)

@@ -265,6 +265,12 @@ class Repository:
             segments.append(self._index_of_unlisted(segments, keys, problems))
         return Index(segments), problems
 
+    def lost_packs(self, index: Index) -> set[str]:
+        """Return the names of packs that the index names and that are gone or cut off."""
+        sizes = {entry.name: entry.size for entry in self.backend.list(pack_format.PREFIX)}
+        needed = index.sizes_needed()
+        return {name for name, size in needed.items() if sizes.get(name, 0) < size}
+
     def _index_of_unlisted(
         self, segments: Sequence[Segment], keys: GroupKeys, problems: list[Problem]
     ) -> Segment:

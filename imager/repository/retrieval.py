@@ -25,7 +25,6 @@ from imager.errors import (
 )
 from imager.layout.machine import Machine
 from imager.repository import envelope as envelopes
-from imager.repository import pack as pack_format
 from imager.repository import volume_map
 from imager.repository.chunk import MOST_PLAIN, Identifier, Opener
 from imager.repository.configuration import Secrets
@@ -235,27 +234,22 @@ class OpenImage:
             ObjectMissing: chunks are in no pack, or a pack is gone or cut off.
             ObjectDamaged: a map is damaged.
         """
-        sizes = {
-            entry.name: entry.size for entry in self._repository.backend.list(pack_format.PREFIX)
-        }
-        suspects = {
-            name for name, size in self._index.sizes_needed().items() if sizes.get(name, 0) < size
-        }
+        lost = self._repository.lost_packs(self._index)
         for volume in self.summary.volumes:
             found = self.map(volume.id)
             ids = unique_ids(found["id"][are_chunks(found)])
             with self._touched():
-                self._check_volume(volume.id, ids, suspects)
+                self._check_volume(volume.id, ids, lost)
 
-    def _check_volume(self, volume: str, ids: Ids, suspects: set[str]) -> None:
+    def _check_volume(self, volume: str, ids: Ids, lost: set[str]) -> None:
         absent = self._index.absent(ids)
         if absent:
             raise ObjectMissing(f"{len(absent)} chunks of {volume} are in no pack")
-        if not suspects:
+        if not lost:
             return
         for row in ids:
             names = {self._index.pack_name(place) for place in self._data_places(row.tobytes())}
-            if names <= suspects:
+            if names <= lost:
                 raise ObjectMissing(f"{min(names)}, which {volume} needs, is gone or cut off")
 
     def chunks(self, ids: Sequence[bytes]) -> Iterator[tuple[bytes, bytes]]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
+from imager.errors import ObjectMissing
 from imager.repository import envelope as envelopes
 from imager.repository import image as image_format
 from imager.repository.chunk import DEFAULT_LEVEL, Codec, Identifier, Sealer
@@ -15,7 +16,7 @@ from imager.repository.image import Manifest, Summary
 from imager.repository.index import MOST_ENTRIES, Segment
 from imager.repository.keyring import Credential
 from imager.repository.pack import Entries, PackBuilder
-from imager.repository.repository import Repository
+from imager.repository.repository import Problem, Repository
 from imager.repository.volume_map import Root, Runs, write_tree
 
 _HOLDING: Final = (PackKind.DATA, PackKind.MAPS)
@@ -73,10 +74,23 @@ class Session:
         self._map_identifier = Identifier(self._keys.map_id_key)
         self.identify = Identifier(self._keys.chunk_id_key).identify
         self._index, self.problems = repository.load_index(self._keys)
+        self._forget_lost_packs()
         self._claimed: set[bytes] = set()
         self._lock = threading.Lock()
         self._shelves = {kind: _Shelf() for kind in _HOLDING}
         self.counters = Counters()
+
+    def _forget_lost_packs(self) -> None:
+        """See to it that what lay in packs that are gone is sent again, not counted on."""
+        lost = self._repository.lost_packs(self._index)
+        if lost:
+            self._index = self._index.without(lost)
+            self.problems += [
+                Problem(
+                    name, ObjectMissing(f"{name} is gone or cut off; what it held is sent again")
+                )
+                for name in sorted(lost)
+            ]
 
     @property
     def cut_key(self) -> bytes:

@@ -224,6 +224,22 @@ def test_a_lost_pack_is_noticed_before_anything_is_read(
         opened.check_presence()
 
 
+def test_what_a_lost_pack_held_is_sent_again(tiny: Tiny, tmp_path: Path) -> None:
+    """A capture must not count on chunks that are named by an index and lie nowhere."""
+    content = {"disk0/p1": random.Random(6).randbytes(2_000_000)}
+    first = tiny.add(content, tmp_path)
+    for pack in (tiny.path / "packs").rglob("*/*"):
+        pack.unlink()
+    second = tiny.add(content, tmp_path)
+    for image in (first, second):
+        repository = tiny.open()
+        opened = open_image(repository, image, Unlocked(repository, tiny.key), lambda _: None)
+        opened.check_presence()
+        found = opened.map("disk0/p1")
+        plain = dict(opened.chunks([row.tobytes() for row in found["id"][are_chunks(found)]]))
+        assert b"".join(plain[row["id"].tobytes()] for row in found) == content["disk0/p1"]
+
+
 def test_absent() -> None:
     ids = [b"\xff" * 8 + bytes([n]) * 24 for n in range(20)] + [os.urandom(32) for _ in range(99)]
     index = Index([segment(ids[:10] + ids[30:])])
