@@ -7,9 +7,11 @@ from pathlib import Path
 import pycdlib
 import pytest
 
+from bootmedia import iso
 from bootmedia.config import MediumConfig
 from bootmedia.medium import VOLUME_ID, MediumReport, build_medium
 from bootmedia.rootfs import Base
+from imager.errors import MediumError
 from imager.units import MIB
 
 
@@ -105,3 +107,17 @@ def test_equal_input_gives_equal_files(
     first = build_medium(tmp_path / "a.iso", config, cache, lambda _: None)
     second = build_medium(tmp_path / "b.iso", config, cache, lambda _: None)
     assert first.sha256 == second.sha256
+
+
+def test_files_are_read_from_it_again(medium: MediumReport, base: Base) -> None:
+    assert iso.read(medium.path, "boot/vmlinuz") == base.part("vmlinuz").read_bytes()
+    assert medium.medium.encode() in iso.read(medium.path, ".disk/info")
+
+
+def test_what_is_no_medium_is_said(medium: MediumReport, tmp_path: Path) -> None:
+    with pytest.raises(MediumError, match="boot/nothing"):
+        iso.read(medium.path, "boot/nothing")
+    for content in (b"", b"no ISO" * 20_000):
+        (tmp_path / "other.iso").write_bytes(content)
+        with pytest.raises(MediumError, match="no rescue medium"):
+            iso.read(tmp_path / "other.iso", ".disk/info")
