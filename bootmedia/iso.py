@@ -106,6 +106,26 @@ def write(
     return images
 
 
+def read(iso_file: Path, name: str) -> bytes:
+    """Return the content of a file on an ISO that `write` made.
+
+    Raises:
+        MediumError: it is no ISO, or has no such file.
+    """
+    content = io.BytesIO()
+    iso = pycdlib.PyCdlib()
+    try:
+        iso.open(str(iso_file))
+        iso.get_file_from_iso_fp(content, iso_path=_iso_path(PurePosixPath(name)) + ";1")
+        iso.close()
+    except (pycdlib.pycdlibexception.PyCdlibException, OSError) as error:
+        raise MediumError(
+            f"{iso_file} is no rescue medium: {name} can't be read from it: {error}",
+            hint="Build one with `remetal media build`.",
+        ) from error
+    return content.getvalue()
+
+
 def _iso_path(path: PurePosixPath) -> str:
     """Return a path in the few letters ISO 9660 allows; a name has one dot at most, inside."""
     names = []

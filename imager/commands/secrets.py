@@ -97,7 +97,7 @@ def load_recovery_key(
         return Unlocked(repository, locked.unlock(secret))
     for attempt in range(1, _ATTEMPTS + 1):
         try:
-            return Unlocked(repository, locked.unlock(_ask(f"Passphrase of {path}")))
+            return Unlocked(repository, locked.unlock(ask(f"Passphrase of {path}")))
         except WrongPassphrase as error:
             if attempt == _ATTEMPTS:
                 raise
@@ -164,8 +164,8 @@ def new_passphrase(out: Output, passphrase_file: Path | None) -> str:
     secret = read_passphrase(passphrase_file)
     for _ in range(_ATTEMPTS):
         if secret is None:
-            secret = _ask("New passphrase for the recovery key")
-            if _ask("The same again") != secret:
+            secret = ask("New passphrase for the recovery key")
+            if ask("The same again") != secret:
                 out.remark("The two differ; try again.")
                 secret = None
                 continue
@@ -186,7 +186,12 @@ def is_credential(path: Path) -> bool:
         return False
 
 
-def _ask(question: str) -> str:
+def ask(question: str) -> str:
+    """Ask for a passphrase at the terminal.
+
+    Raises:
+        UsageError: there is none to ask at.
+    """
     if not sys.stdin.isatty():
         raise UsageError(
             "a passphrase is needed, and there is no terminal to ask at",

@@ -1,13 +1,16 @@
 """`remetal drill`: prove that a saved machine comes back."""
 
+import tempfile
 from pathlib import Path
 
 import click
 
+from bootmedia import iso as iso_image
 from bootmedia.config import MediumConfig, default_cache
 from bootmedia.medium import medium_kernel
 from imager.commands.secrets import (
     RECOVERY_KEY_FILE,
+    ask,
     default_folder,
     read_passphrase,
     recovery_options,
@@ -111,6 +114,8 @@ def drill(
     """
     if bool(fixtures) == bool(repo and image):
         raise UsageError("a drill needs either REPO and IMAGE, or --fixture NAME")
+    if iso is not None:
+        iso_image.read(iso, ".disk/info")  # better known before anything else is done
     choices = run.Choices(
         firmware=Firmware(firmware) if firmware else None,
         medium=Medium(medium),
@@ -150,15 +155,22 @@ def _subject(
         raise RecoveryKeyNeeded(f"a drill opens the image, and there is no recovery key at {key}")
     secret = read_passphrase(passphrase_file)
     if secret is None:
-        secret = str(click.prompt(f"Passphrase of {key}", hide_input=True, err=True))
+        secret = ask(f"Passphrase of {key}")
     return run.open_subject(repo, image, key, secret)
 
 
 def _accelerator(out: Output, choices: run.Choices) -> Accelerator:
-    def kernel() -> Path:
-        return medium_kernel(MediumConfig(), choices.cache, out.remark)
+    """Choose with the kernel of the medium, which the drill is going to start."""
+    with tempfile.TemporaryDirectory(prefix="remetal-drill-") as folder:
 
-    chosen = accelerator.choose(kernel if choices.iso is None else None)
+        def kernel() -> Path:
+            if choices.iso is None:
+                return medium_kernel(MediumConfig(), choices.cache, out.remark)
+            place = Path(folder) / "vmlinuz"
+            place.write_bytes(iso_image.read(choices.iso, "boot/vmlinuz"))
+            return place
+
+        chosen = accelerator.choose(kernel)
     out.remark(chosen.reason)
     return chosen.accelerator
 

@@ -1,5 +1,6 @@
 """Whole drills: real machines are saved, destroyed, restored from the real medium, and boot."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -23,8 +24,7 @@ def _kernel() -> Path:
 
 @pytest.fixture(scope="session")
 def chosen() -> Accelerator:
-    choice = accelerator.choose(_kernel)
-    return choice.accelerator
+    return accelerator.choose(_kernel).accelerator
 
 
 def test_a_stock_kernel_reaches_its_init_under_the_probe() -> None:
@@ -42,11 +42,14 @@ def test_a_stock_kernel_reaches_its_init_under_the_probe() -> None:
     ],
 )
 def test_a_destroyed_machine_comes_back_as_it_was(
-    name: str, firmware: Firmware, medium: Medium, chosen: Accelerator
+    name: str, firmware: Firmware, medium: Medium, chosen: Accelerator, tmp_path: Path
 ) -> None:
     choices = run.Choices(firmware, medium, None, CACHE)
-    result = run.drill_fixture(name, choices, Settings(chosen, print))
+    result = run.drill_fixture(name, choices, Settings(chosen, print, keep=tmp_path))
     assert result.outcome is Outcome.PROVEN, f"{result.proof} (kept in {result.kept})"
     assert result.differences == ()
     assert result.facts > 0
     assert result.rto is not None
+    console = (tmp_path / name / "restored-ttyS0.log").read_text(errors="replace")
+    assert ("Secure boot enabled" in console) == (firmware is Firmware.SECUREBOOT)
+    shutil.rmtree(tmp_path)  # disks
