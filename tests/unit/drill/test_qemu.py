@@ -131,3 +131,21 @@ with Vm(spec, TCG) as vm:
     ready, _, _ = select.select([guest], [], [], _WAIT)
     os.close(guest)
     assert ready
+
+
+def test_qemu_s_table_of_connections_is_understood(
+    boot_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As QEMU 7.2 writes it: both ports are forwarded, the guest has accepted on the first.
+    table = (
+        "Hub -1 (#net026):\r\n"
+        "  Protocol[State]    FD  Source Address  Port   Dest. Address  Port RecvQ SendQ\r\n"
+        "  TCP[ESTABLISHED]   17       127.0.0.1 39231       10.0.2.15    22     0     0\r\n"
+        "  TCP[SYN_SENT]      18       127.0.0.1 44889       10.0.2.15    80     0     0\r\n"
+        "  TCP[HOST_FORWARD]   9       127.0.0.1 39231       10.0.2.15    22     0     0\r\n"
+        "  TCP[HOST_FORWARD]   3       127.0.0.1 44889       10.0.2.15    80     0     0\r\n"
+    )
+    with Vm(_spec(boot_disk), TCG) as vm:
+        monkeypatch.setattr(vm, "_command", lambda *_, **__: table)
+        assert vm.forwards() == [(39231, 22), (44889, 80)]
+        assert vm.established() == {22}
