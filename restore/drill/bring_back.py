@@ -144,23 +144,23 @@ class Drill:
 
     def _prove(self, before: evidence.Expected | None, power_on: float) -> Verdict:
         spec = self._scenario.restored(self._places)
-        with (
-            self._steps.step("start of the restored machine", part_of_rto=True),
-            self._machine(spec, "restored") as vm,
-        ):
-            if before is None:
+        with contextlib.ExitStack() as stack:
+            with self._steps.step("restored machine: start", part_of_rto=True):
+                vm = stack.enter_context(self._machine(spec, "restored"))
                 proof = evidence.wait_for_sign(
                     vm,
                     _PROOF_LIMIT,
                     self._places.folder,
-                    accept_screen=self._settings.accept_screen,
+                    accept_screen=self._settings.accept_screen and before is None,
                 )
-                rto = self._steps.now() - power_on
-                vm.screenshot(self._places.screenshot("restored"))
-                return Verdict(proof.text, Outcome.WEAK if proof.weak else Outcome.PROVEN, rto)
-            after = evidence.wait_for_facts(vm, _PROOF_LIMIT)
+            after = None
+            if before is not None:
+                with self._steps.step("restored machine: its facts", part_of_rto=True):
+                    after = evidence.wait_for_facts(vm, _PROOF_LIMIT)
             rto = self._steps.now() - power_on
             vm.screenshot(self._places.screenshot("restored"))
+        if before is None or after is None:
+            return Verdict(proof.text, Outcome.WEAK if proof.weak else Outcome.PROVEN, rto)
         differences = evidence.compare_all(before, after)
         number = evidence.count(before.facts)
         if differences:
