@@ -110,3 +110,13 @@ def test_a_dead_end_is_not_waited_out(boot_disk: Path, words: bytes) -> None:
         evidence.wait_for_sign(vm, 600, boot_disk.parent, accept_screen=True)
     with Vm(_guest(boot_disk), TCG) as vm, pytest.raises(DrillError, match="dead end"):
         evidence.wait_for_facts(vm, 600)
+
+
+def test_files_are_named_only_when_facts_say_that_some_differ() -> None:
+    before = evidence.Expected({"files": {"/": "hash 1"}}, {"/": {"etc/a": "1", "etc/b": "2"}})
+    after = evidence.Expected({"files": {"/": "hash 2"}}, {"/": {"etc/a": "1", "etc/b": "3"}})
+    assert [each.fact for each in evidence.compare_all(before, after)] == [
+        "files / /",
+        "file / / / etc/b",
+    ]
+    assert evidence.compare_all(before, evidence.Expected(before.facts, after.manifest)) == ()
