@@ -146,7 +146,11 @@ class Index:
 
     def contains(self, identity: bytes, kind: PackKind = PackKind.DATA) -> bool:
         """Whether any pack of this kind holds the id."""
-        return any(self.packs[place.pack][1] is kind for place in self.locations(identity))
+        return bool(self.locations_in(identity, kind))
+
+    def locations_in(self, identity: bytes, kind: PackKind) -> list[Location]:
+        """Return every copy of an id that lies in packs of a kind."""
+        return [place for place in self.locations(identity) if self.packs[place.pack][1] is kind]
 
     def absent(self, ids: NDArray[np.void], kind: PackKind = PackKind.DATA) -> list[bytes]:
         """Return which of many ids (dtype V32) no pack of this kind holds."""

@@ -134,11 +134,7 @@ class MapReader:
     def _load(self, identity: bytes) -> bytes:
         return _first_intact(
             identity,
-            [
-                place
-                for place in self._index.locations(identity)
-                if self._index.packs[place.pack][1] is PackKind.MAPS
-            ],
+            self._index.locations_in(identity, PackKind.MAPS),
             self._open,
             "map node",
         )
@@ -248,7 +244,10 @@ class OpenImage:
         if not lost:
             return
         for row in ids:
-            names = {self._index.pack_name(place) for place in self._data_places(row.tobytes())}
+            names = {
+                self._index.pack_name(place)
+                for place in self._index.locations_in(row.tobytes(), PackKind.DATA)
+            }
             if names <= lost:
                 raise ObjectMissing(f"{min(names)}, which {volume} needs, is gone or cut off")
 
@@ -292,7 +291,7 @@ class OpenImage:
         full: list[tuple[int, _Wanted]] = []
         for raw in unique_ids(np.array(ids, dtype="V32")):
             identity = raw.tobytes()
-            places = self._data_places(identity)
+            places = self._index.locations_in(identity, PackKind.DATA)
             if not places:
                 with self._touched():
                     raise ObjectMissing(f"chunk {identity.hex()[:16]} is nowhere")
@@ -304,14 +303,6 @@ class OpenImage:
             group.places.sort(key=lambda item: item[1].offset)
             full += [(number, part) for part in _bounded(group)]
         return full
-
-    def _data_places(self, identity: bytes) -> list[Location]:
-        packs = self._index.packs
-        return [
-            place
-            for place in self._index.locations(identity)
-            if packs[place.pack][1] is PackKind.DATA
-        ]
 
     def _fetch(self, number: int, wanted: _Wanted) -> list[tuple[bytes, bytes]]:
         name = self._index.pack_name(wanted.places[0][1])
@@ -369,7 +360,9 @@ class OpenImage:
     def _another_copy(
         self, identity: bytes, failed: Location, name: str, first: RemetalError
     ) -> bytes:
-        others = [place for place in self._data_places(identity) if place != failed]
+        others = [
+            place for place in self._index.locations_in(identity, PackKind.DATA) if place != failed
+        ]
         try:
             plain = _first_intact(identity, others, self._open_alone, "chunk")
         except RemetalError:

@@ -197,11 +197,7 @@ def _check_maps(repository: Repository, keys: GroupKeys, index: Index, work: _Wo
                 work.needs[name].add(image.id)
             missing = 0
             for identity in unique_ids(found["id"][are_chunks(found)]):
-                places = [
-                    place
-                    for place in index.locations(identity.tobytes())
-                    if index.packs[place.pack][1] is PackKind.DATA
-                ]
+                places = index.locations_in(identity.tobytes(), PackKind.DATA)
                 for place in places:
                     work.needs[index.pack_name(place)].add(image.id)
                 missing += not places
