@@ -35,7 +35,6 @@ from imager.repository.image import Manifest, SealedImage, Summary
 from imager.repository.index import Index, Location, unique_ids
 from imager.repository.keyring import GroupKeys
 from imager.repository.repository import Problem, Repository
-from imager.repository.volume_map import are_chunks
 from imager.units import MIB
 
 _FETCHERS: Final = 2
@@ -232,8 +231,7 @@ class OpenImage:
         """
         lost = self._repository.lost_packs(self._index)
         for volume in self.summary.volumes:
-            found = self.map(volume.id)
-            ids = unique_ids(found["id"][are_chunks(found)])
+            ids = volume_map.chunk_ids(self.map(volume.id))
             with self._touched():
                 self._check_volume(volume.id, ids, lost)
 

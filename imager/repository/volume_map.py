@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from imager.errors import ObjectDamaged
 from imager.repository.chunk import FREE, ID, ZERO
+from imager.repository.index import unique_ids
 
 RUN: Final = np.dtype([("length", "<u8"), ("id", ID)])
 NODE_MAGIC: Final = b"RMAP"
@@ -51,6 +52,11 @@ def are_chunks(volume_map: Runs) -> NDArray[np.bool_]:
     """Return which runs of a map are chunks, neither zero nor free."""
     ids = volume_map["id"]
     return ~(are(ids, ZERO) | are(ids, FREE))
+
+
+def chunk_ids(volume_map: Runs) -> NDArray[np.void]:
+    """Return the ids of the chunks of a map (dtype V32), each once, sorted."""
+    return unique_ids(volume_map["id"][are_chunks(volume_map)])
 
 
 def write_tree(volume_map: Runs, store: Callable[[bytes], bytes]) -> Root:

@@ -20,12 +20,12 @@ from imager.repository import pack as pack_format
 from imager.repository.configuration import CONFIG_NAME, repository_id
 from imager.repository.header import PackKind
 from imager.repository.image import SealedImage
-from imager.repository.index import Index, Segment, unique_ids
+from imager.repository.index import Index, Segment
 from imager.repository.keyring import GroupKeys
 from imager.repository.repository import STATEMENTS, Problem, Repository
 from imager.repository.retrieval import MapReader, OpenImage, Unlocked
 from imager.repository.statement import Certificate
-from imager.repository.volume_map import are_chunks
+from imager.repository.volume_map import chunk_ids
 
 _READERS: Final = 2
 
@@ -196,7 +196,7 @@ def _check_maps(repository: Repository, keys: GroupKeys, index: Index, work: _Wo
             for name in reader.packs_of_last_map:
                 work.needs[name].add(image.id)
             missing = 0
-            for identity in unique_ids(found["id"][are_chunks(found)]):
+            for identity in chunk_ids(found):
                 places = index.locations_in(identity.tobytes(), PackKind.DATA)
                 for place in places:
                     work.needs[index.pack_name(place)].add(image.id)
@@ -268,7 +268,5 @@ def _open_everything(repository: Repository, unlocked: Unlocked, index: Index, w
 def _fresh_ids(opened: OpenImage, known: set[bytes]) -> list[bytes]:
     found: set[bytes] = set()
     for volume in opened.summary.volumes:
-        volume_map = opened.map(volume.id)
-        ids = unique_ids(volume_map["id"][are_chunks(volume_map)])
-        found.update(row.tobytes() for row in ids)
+        found.update(row.tobytes() for row in chunk_ids(opened.map(volume.id)))
     return sorted(found - known)
