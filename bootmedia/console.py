@@ -23,6 +23,8 @@ _CHUNK = 1 << 14
 _BACKLOG = 1 << 20  # bytes kept for a console that does not take them, such as an unplugged one
 _DRAIN = 5.0  # seconds that such a console may still take at the end
 _SMALLEST = (24, 80)  # rows and columns, where a console does not say
+# Ignored by Python, or by a shell that started this in the background; a program would inherit that.
+_USUAL = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
 
 
 class _Console:
@@ -99,8 +101,7 @@ def run(descriptors: list[int], argv: list[str], pid_file: Path | None = None) -
     os.set_blocking(stop_writer, False)
     child, terminal = os.forkpty()
     if child == 0:
-        # Python ignores these, and a program would inherit that.
-        for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        for number in _USUAL:
             signal.signal(number, signal.SIG_DFL)
         try:
             os.execvp(argv[0], argv)  # noqa: S606  no shell is wanted between
