@@ -5,8 +5,12 @@ from typing import Final
 KIB: Final = 1 << 10
 MIB: Final = 1 << 20
 GIB: Final = 1 << 30
+HOUR: Final = 3600
+DAY: Final = 24 * HOUR
 
 _SUFFIXES: Final = {"": 1, "K": KIB, "M": MIB, "G": GIB, "T": 1 << 40, "P": 1 << 50}
+_SPANS: Final = {"s": 1, "m": 60, "h": HOUR, "d": DAY, "w": 7 * DAY}
+_LONGEST: Final = 1000 * 366 * DAY
 
 
 def parse_size(text: str) -> int:
@@ -34,6 +38,22 @@ def format_size(size: int) -> str:
         if abs(value) < 1024:
             return f"{value:.1f} {suffix}"
     return f"{value / 1024:.1f} PiB"
+
+
+def parse_duration(text: str) -> int:
+    """Turn `90d`, `12h`, `30m`, `45s` or `2w` into seconds; the unit must be given.
+
+    Raises:
+        ValueError: the text is no duration, or one beyond a thousand years.
+    """
+    body = text.strip().lower()
+    number, unit = body[:-1], body[-1:]
+    if unit not in _SPANS or not (number.isascii() and number.isdigit()):
+        raise ValueError(f"{text!r} is not a duration such as 90d, 12h, 30m or 2w")
+    seconds = int(number[:20]) * _SPANS[unit]
+    if seconds > _LONGEST:
+        raise ValueError(f"{text!r} is more than a thousand years")
+    return seconds
 
 
 def format_duration(seconds: float) -> str:

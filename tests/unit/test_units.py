@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imager.units import format_duration, format_size, parse_size, round_up
+from imager.units import format_duration, format_size, parse_duration, parse_size, round_up
 
 
 @pytest.mark.parametrize(
@@ -34,6 +34,22 @@ def test_format_size(size: int, text: str) -> None:
 )
 def test_format_duration(seconds: float, text: str) -> None:
     assert format_duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90d", 7_776_000), ("12h", 43_200), ("30m", 1800), ("2w", 1_209_600), ("45S", 45), ("0d", 0)],
+)
+def test_parse_duration(text: str, seconds: int) -> None:
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize(
+    "text", ["", "d", "90", "-1d", "1.5h", "1y", "d90", "²d", "9" * 5000 + "w"]
+)
+def test_no_duration(text: str) -> None:
+    with pytest.raises(ValueError):
+        parse_duration(text)
 
 
 @given(st.integers(0, 1 << 60), st.integers(1, 1 << 30))
