@@ -17,7 +17,8 @@ hint: the next thing a tired person should do.
     │   ├── ObjectDamaged          15   bytes are not what was written
     │   ├── UnknownImage           16
     │   ├── UntrustedObject        17   intact, but not signed by whom it must be
-    │   └── ChecksFailed           18   `check` found damage and named it
+    │   ├── ChecksFailed           18   `check` found damage and named it
+    │   └── RepairIncomplete       19   `repair` could not bring everything back, and named it
     ├── SecretError                20
     │   ├── WrongPassphrase        21
     │   ├── RecoveryKeyNeeded      22
@@ -39,10 +40,12 @@ hint: the next thing a tired person should do.
     │   └── NotConfirmed           48
     ├── OutputError                50
     │   ├── NoRoom                 51
-    │   └── OutputExists           52
+    │   ├── OutputExists           52
+    │   └── ObjectLocked           53   the store keeps it for now
     ├── MediumError                60
     ├── DrillError                 70
     │   └── DrillFailed            71   the drill ran, and the machine did not come back
+    ├── ContentRemoved             80   what a running capture counted on went
     └── Interrupted               130
 """
 
@@ -156,7 +159,7 @@ class ObjectDamaged(RepositoryError):
     id = "object-damaged"
     exit_code = 15
     default_hint = (
-        "`remetal check REPO --read-data` names every image that is touched; "
+        "`remetal check REPO --ciphertext` names every image that is touched; "
         "bring the object back from another copy of the repository."
     )
 
@@ -182,6 +185,13 @@ class ChecksFailed(RepositoryError):
 
     id = "checks-failed"
     exit_code = 18
+
+
+class RepairIncomplete(RepositoryError):
+    """`repair` could not bring everything back; what is still touched was listed before."""
+
+    id = "repair-incomplete"
+    exit_code = 19
 
 
 class SecretError(RemetalError):
@@ -354,6 +364,14 @@ class OutputExists(OutputError):
     default_hint = "Choose another name, or remove it first."
 
 
+class ObjectLocked(OutputError):
+    """The store does not let an object go yet, because it was told to keep it."""
+
+    id = "object-locked"
+    exit_code = 53
+    default_hint = "Run this again when the store's lock has ended; nothing was lost."
+
+
 class MediumError(RemetalError):
     """The rescue medium can't be built or does not boot."""
 
@@ -374,6 +392,14 @@ class DrillFailed(DrillError):
     id = "drill-failed"
     exit_code = 71
     default_hint = "Keep the folder named above: it holds consoles, screenshots and logs."
+
+
+class ContentRemoved(RemetalError):
+    """Content that a running capture counted on was removed before it could finish."""
+
+    id = "content-removed"
+    exit_code = 80
+    default_hint = "Run the capture again; what was sent until now is kept and found."
 
 
 class Interrupted(RemetalError):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,3 +92,15 @@ def tiny(tmp_path: Path, recipient_key: RecipientKey) -> Tiny:
     repository = Repository.create(str(path), [("test", recipient_key.recipient)], keep)
     repository.publish(held[0])
     return Tiny(path, recipient_key, held[0])
+
+
+@pytest.fixture
+def ext4(tmp_path: Path) -> Iterator[Path]:
+    """A filesystem that knows immutable files."""
+    image, place = tmp_path / "image", tmp_path / "ext4"
+    place.mkdir()
+    subprocess.run(["mkfs.ext4", "-q", image, "8M"], check=True)
+    subprocess.run(["mount", "-o", "loop", image, place], check=True)
+    yield place
+    subprocess.run(["chattr", "-R", "-i", "-a", place], check=True)
+    subprocess.run(["umount", place], check=True)

@@ -53,28 +53,54 @@ def unlock(path, passphrase):
     sealed = base64.b64decode(file["sealed"])
     public = base64.b64decode(file["public_key"])
     private = AESGCM(key).decrypt(sealed[:12], sealed[12:], public)
-    pair = MLKEM768X25519PrivateKey(
-        mlkem.MLKEM768PrivateKey.from_seed_bytes(private[:64]),
-        x25519.X25519PrivateKey.from_private_bytes(private[64:]),
-    )
+    pair, found = expand(private)
+    assert found == public
     return pair, hashlib.sha256(public).digest()[:16]
+
+
+def expand(seed):
+    assert len(seed) == 32
+    expanded = hashlib.shake_256(seed).digest(96)
+    kem = mlkem.MLKEM768PrivateKey.from_seed_bytes(expanded[:64])
+    curve = x25519.X25519PrivateKey.from_private_bytes(expanded[64:])
+    public = kem.public_key().public_bytes_raw() + curve.public_key().public_bytes_raw()
+    return MLKEM768X25519PrivateKey(kem, curve), public
 
 
 class Reader:
     def __init__(self, root, pair, recipient):
-        self.root, self.pair, self.recipient = Path(root), pair, recipient
+        self.root = Path(root)
         raw = (self.root / "config").read_bytes()
         config = json.loads(raw)
         assert config["format"] == "remetal repository"
         assert config["version"] == 1
         self.id = hashlib.sha256(raw).digest()[:16]
-        self.signing_key = base64.b64decode(config["signing_key"])
-        entry = next(e for e in config["recipients"] if e["id"] == recipient.hex())
         group = bytes.fromhex(config["group"])
-        info = PREFIX + b"repository secrets" + group + self.signing_key
+        self.accepted, self.revoked, chain = set(), {}, [config]
+        self.signing_key = base64.b64decode(config["signing_key"])
+        while (path := self.root / "generations" / str(len(chain) + 1)).exists():
+            chain.append(self.statement(path.read_bytes(), 7, group))
+            assert chain[-1]["generation"] == len(chain)
+            self.signing_key = base64.b64decode(chain[-1]["signing_key"])
+            self.accepted = set(chain[-1]["accepted"])
+        for path in self.root.glob("revocations/*"):
+            revocation = self.statement(path.read_bytes(), 6, group)
+            names = self.revoked.setdefault(revocation["credential"], set(revocation["accepted"]))
+            names &= set(revocation["accepted"])
+        generation, entry = next(
+            (g, e) for g in reversed(chain) for e in g["recipients"] if e["id"] == recipient.hex()
+        )
+        keys = base64.b64decode(generation["signing_key"])
+        keys += base64.b64decode(generation["opening_key"])
+        info = PREFIX + b"repository secrets" + group + keys
         secrets = SUITE.decrypt(base64.b64decode(entry["secrets"]), pair, info=info)
         assert secrets[32:48] == group
         self.secret = secrets[48:80]
+        assert len(secrets) == 81 + 32 * secrets[80]
+        self.pairs = {}
+        for at in range(81, len(secrets), 32):
+            opening, public = expand(secrets[at : at + 32])
+            self.pairs[hashlib.sha256(public).digest()[:16]] = opening
         self.directory_key = hkdf(self.secret, self.id, "directory")
         self.chunk_ids = hkdf(self.secret, self.id, "chunk id")
         self.map_ids = hkdf(self.secret, self.id, "map id")
@@ -91,9 +117,10 @@ class Reader:
         info = PREFIX + b"session" + self.id + session
         assert len(envelope) == 1 + 1184 * envelope[0]
         for at in range(1, len(envelope), 1184):
-            if envelope[at : at + 16] == self.recipient:
-                return SUITE.decrypt(envelope[at + 16 : at + 1184], self.pair, info=info)
-        raise AssertionError("not a recipient")
+            if envelope[at : at + 16] in self.pairs:
+                pair = self.pairs[envelope[at : at + 16]]
+                return SUITE.decrypt(envelope[at + 16 : at + 1184], pair, info=info)
+        raise AssertionError("taken after this recovery key was removed")
 
     def read_index(self, path):
         data = path.read_bytes()
@@ -139,20 +166,24 @@ class Reader:
             parts.append(data[at + 4 : at + 4 + length])
             at += 4 + length
         assert len(data) == at + 64
-        ed25519.Ed25519PublicKey.from_public_bytes(self.credential(parts[2], group)).verify(
-            data[at:], data[:at]
-        )
+        credential = self.statement(parts[2], 1, group)
+        public = base64.b64decode(credential["public_key"])
+        ed25519.Ed25519PublicKey.from_public_bytes(public).verify(data[at:], data[:at])
+        revoked = self.revoked.get(credential["credential"])
+        assert revoked is None or f"images/{image_id}" in revoked, "the credential was revoked"
         manifest_key = hkdf(self.session_key(envelope, session), session, "manifest")
         summary = open_seal1(self.directory_key, "summary", data[:64], parts[0])
         manifest = AESGCM(manifest_key).decrypt(bytes(12), parts[1], data[:64])
         return json.loads(zstandard.decompress(summary)), json.loads(zstandard.decompress(manifest))
 
-    def credential(self, statement, group):
-        assert self.header(statement, b"RMTLSTMT")[3] == group
-        (length,) = struct.unpack_from("<I", statement, 64)
-        key = ed25519.Ed25519PublicKey.from_public_bytes(self.signing_key)
-        key.verify(statement[68 + length :], statement[: 68 + length])
-        return base64.b64decode(json.loads(statement[68 : 68 + length])["public_key"])
+    def statement(self, data, kind, group):
+        found, _, _, owner = self.header(data, b"RMTLSTMT")
+        assert (found, owner) == (kind, group)
+        (length,) = struct.unpack_from("<I", data, 64)
+        if hashlib.sha256(data).hexdigest() not in self.accepted:
+            key = ed25519.Ed25519PublicKey.from_public_bytes(self.signing_key)
+            key.verify(data[68 + length :], data[: 68 + length])
+        return json.loads(data[68 : 68 + length])
 
     def runs(self, node_id, level):
         node = self.blob(node_id, 2, self.map_ids)

@@ -77,16 +77,18 @@ class Pipeline:
 
     def _process(self, batch: Batch) -> list[_Sealed]:
         session = self._session
+        identities = [
+            ZERO
+            if piece.kind is PieceKind.ZERO
+            else session.identify(batch.data[piece.start : piece.end])
+            for piece in batch.pieces
+        ]
+        claims = iter(session.claim([identity for identity in identities if identity != ZERO]))
         sealed: list[_Sealed] = []
-        for piece in batch.pieces:
+        for piece, identity in zip(batch.pieces, identities, strict=True):
             length = piece.end - piece.start
-            if piece.kind is PieceKind.ZERO:
-                sealed.append((ZERO, length, None, Codec.STORED))
-                continue
-            plain = batch.data[piece.start : piece.end]
-            identity = session.identify(plain)
-            if session.claim(identity):
-                blob, codec = session.seal(identity, plain)
+            if identity != ZERO and next(claims):
+                blob, codec = session.seal(identity, batch.data[piece.start : piece.end])
                 sealed.append((identity, length, blob, codec))
             else:
                 sealed.append((identity, length, None, Codec.STORED))

@@ -36,6 +36,7 @@ _ENTRY: Final = 32
 _MAX_CLUSTERS: Final = {12: 0xFF4, 16: 0xFFF4, 32: 0x0FFFFFF4}
 _MASK: Final = {12: 0xFFF, 16: 0xFFFF, 32: 0x0FFFFFFF}
 _CLEAN_BITS: Final = {16: 0xC000, 32: 0x0C000000}  # in entry 1: unmounted, no errors
+_SPARE: Final = 1 << 20  # bytes that a table may be longer than makes sense
 _UNKNOWN_FREE: Final = 0xFFFFFFFF
 
 
@@ -120,6 +121,8 @@ def _geometry(boot: bytes, length: int) -> _Geometry:
         raise UncertainMapError("the FAT boot sector makes no sense")
     if not 0 < clusters <= _MAX_CLUSTERS[bits] or table * sector * 8 < (clusters + 2) * bits:
         raise UncertainMapError("the FAT is too short for its clusters")
+    if table * sector > 2 * (clusters + 2) * bits // 8 + _SPARE:
+        raise UncertainMapError("the FAT is far longer than its clusters need")
     if is_32 and not (2 <= root_cluster < clusters + 2 and 0 < info < reserved):
         raise UncertainMapError("the FAT32 boot sector makes no sense")
     return _Geometry(

@@ -34,7 +34,7 @@ def decode(data: bytes, kind: type[_Document], what: str) -> _Document:
     try:
         value = msgspec.json.decode(data, type=kind)
         found = msgspec.json.encode(msgspec.json.decode(data), order="sorted")
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise UnsupportedFormat(f"{what} can't be read: {error}") from error
     if found != msgspec.json.encode(value, order="sorted"):
         raise UnsupportedFormat(f"{what} holds something that this version does not know")

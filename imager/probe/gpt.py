@@ -23,6 +23,7 @@ _HEADER: Final = struct.Struct("<8sIIIIQQQQ16sQIII")
 _ENTRY: Final = struct.Struct("<16s16sQQQ72s")
 _PROTECTIVE: Final = 0xEE
 _MAX_ENTRIES: Final = 1 << 16
+_MAX_LENGTH: Final = 16 << 20  # bytes of the array of entries
 _ATTRIBUTES: Final = ("RequiredPartition", "NoBlockIOProtocol", "LegacyBIOSBootable")
 _FIRST_TYPE_BIT: Final = 48  # bits from here on belong to the partition's type
 
@@ -102,6 +103,7 @@ def _read_header(fd: int, lba: int, size: int, sector: int) -> _Header | None:
         zlib.crc32(blanked) != crc
         or entry_size < _ENTRY.size
         or count > _MAX_ENTRIES
+        or length > _MAX_LENGTH
         or entries_lba * sector + length > size
     ):
         return None

@@ -8,12 +8,13 @@ import msgspec
 
 from imager.errors import NotARepository, ObjectDamaged, UnsupportedFormat
 from imager.repository.crypto.derive import context
-from imager.repository.crypto.recipient import Recipient, RecipientKey
+from imager.repository.crypto.recipient import SEED_SIZE, Recipient, RecipientKey
 from imager.repository.crypto.signing import Signer
 from imager.repository.header import FORMAT_VERSION, ID_SIZE
 
 CONFIG_NAME: Final = "config"
-SECRETS_SIZE: Final = 96
+_FIXED_SECRETS: Final = 32 + ID_SIZE + 32 + 1
+MOST_OPENING_KEYS: Final = 255
 _SECRETS_LABEL: Final = "repository secrets"
 
 
@@ -25,15 +26,19 @@ class Secrets:
         signer: signs statements.
         group: id of the group.
         group_secret: 32 bytes.
+        opening_keys: what images are sealed to, the newest first; one for each rotation.
     """
 
     signer: Signer
     group: bytes
     group_secret: bytes
+    opening_keys: tuple[RecipientKey, ...]
 
     def encode(self) -> bytes:
-        """Return the 96 bytes that are sealed to each recipient."""
-        return (self.signer.private + self.group + self.group_secret).ljust(SECRETS_SIZE, b"\0")
+        """Return the bytes that are sealed to each recipient."""
+        seeds = b"".join(key.seed for key in self.opening_keys)
+        count = bytes([len(self.opening_keys)])
+        return self.signer.private + self.group + self.group_secret + count + seeds
 
     @classmethod
     def decode(cls, data: bytes) -> "Secrets":
@@ -42,9 +47,18 @@ class Secrets:
         Raises:
             ObjectDamaged: of the wrong size.
         """
-        if len(data) != SECRETS_SIZE:
-            raise ObjectDamaged("the secrets in the configuration have the wrong size")
-        return cls(Signer(data[:32]), data[32:48], data[48:80])
+        seeds = data[_FIXED_SECRETS:]
+        if len(data) <= _FIXED_SECRETS or len(seeds) != data[_FIXED_SECRETS - 1] * SEED_SIZE:
+            raise ObjectDamaged("the secrets of the repository have the wrong size")
+        keys = (RecipientKey(seeds[at : at + SEED_SIZE]) for at in range(0, len(seeds), SEED_SIZE))
+        return cls(Signer(data[:32]), data[32:48], data[48:80], tuple(keys))
+
+    def seal(self, label: str, recipient: Recipient) -> "RecipientEntry":
+        """Return the entry that lets a recipient have these secrets."""
+        public = self.opening_keys[0].recipient.public_key
+        info = _secrets_info(self.group, self.signer.public_key, public)
+        sealed = recipient.seal(info, self.encode())
+        return RecipientEntry(recipient.id.hex(), label, recipient.public_key, sealed)
 
 
 class RecipientEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -63,6 +77,7 @@ class Configuration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     version: int
     created: str
     signing_key: bytes
+    opening_key: bytes
     group: str
     recipients: tuple[RecipientEntry, ...]
 
@@ -80,7 +95,8 @@ class Configuration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """
         try:
             document = msgspec.json.decode(data, type=Configuration)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            bytes.fromhex(document.group)
+        except (msgspec.MsgspecError, ValueError) as error:
             raise NotARepository(
                 f"the file `config` at {location} is damaged or not remetal's ({error})",
                 hint="If there is a repository, every image in it is touched: bring `config` back "
@@ -94,18 +110,33 @@ class Configuration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             )
         return document
 
-    def open_secrets(self, key: RecipientKey) -> Secrets | None:
-        """Return the secrets, if `key` is a recipient's; else None.
 
-        Raises:
-            ObjectDamaged: it is, but the bytes were changed.
-        """
-        wanted = key.recipient.id.hex()
-        for entry in self.recipients:
-            if entry.id == wanted:
-                info = _secrets_info(bytes.fromhex(self.group), self.signing_key)
-                return Secrets.decode(key.open(info, entry.secrets, "the configuration"))
-        return None
+def open_secrets(
+    recipients: tuple[RecipientEntry, ...],
+    signing_key: bytes,
+    opening_key: bytes,
+    group: bytes,
+    key: RecipientKey,
+) -> Secrets | None:
+    """Return the secrets, if `key` is a recipient's; else None.
+
+    Raises:
+        ObjectDamaged: it is, but the bytes were changed, or are of other keys than the public ones.
+    """
+    wanted = key.recipient.id.hex()
+    for entry in recipients:
+        if entry.id == wanted:
+            info = _secrets_info(group, signing_key, opening_key)
+            secrets = Secrets.decode(key.open(info, entry.secrets, "the repository's secrets"))
+            public = secrets.opening_keys[0].recipient.public_key
+            if (secrets.signer.public_key, public, secrets.group) != (
+                signing_key,
+                opening_key,
+                group,
+            ):
+                raise ObjectDamaged("the repository's secrets are not those of its public keys")
+            return secrets
+    return None
 
 
 def repository_id(config: bytes) -> bytes:
@@ -123,24 +154,16 @@ def new_configuration(
         recipients: label and public key of each who can open images.
         created: RFC 3339 time in UTC.
     """
-    info = _secrets_info(secrets.group, secrets.signer.public_key)
     return Configuration(
         format="remetal repository",
         version=FORMAT_VERSION,
         created=created,
         signing_key=secrets.signer.public_key,
+        opening_key=secrets.opening_keys[0].recipient.public_key,
         group=secrets.group.hex(),
-        recipients=tuple(
-            RecipientEntry(
-                recipient.id.hex(),
-                label,
-                recipient.public_key,
-                recipient.seal(info, secrets.encode()),
-            )
-            for label, recipient in recipients
-        ),
+        recipients=tuple(secrets.seal(label, recipient) for label, recipient in recipients),
     )
 
 
-def _secrets_info(group: bytes, signing_key: bytes) -> bytes:
-    return context(_SECRETS_LABEL) + group + signing_key
+def _secrets_info(group: bytes, signing_key: bytes, opening_key: bytes) -> bytes:
+    return context(_SECRETS_LABEL) + group + signing_key + opening_key

@@ -21,6 +21,7 @@ class Magic(Enum):
     INDEX = b"RMTLINDX"
     IMAGE = b"RMTLIMAG"
     STATEMENT = b"RMTLSTMT"
+    PARITY = b"RMTLPRTY"
 
 
 class PackKind(IntEnum):
@@ -34,6 +35,15 @@ class StatementKind(IntEnum):
     """What a statement says."""
 
     CREDENTIAL = 1
+    UPKEEP = 2
+    HOLD = 3
+    RELEASE = 4
+    DRILL = 5
+    REVOCATION = 6
+    GENERATION = 7
+    CONDEMNED = 8
+    REMOVED = 9
+    REPACKED = 10
 
 
 NO_KIND: Final = 0

@@ -13,8 +13,9 @@ from imager.layout.machine import Machine
 from imager.repository.chunk import ID_SIZE as MAP_ID_SIZE
 from imager.repository.crypto import sealing
 from imager.repository.crypto.signing import SIGNATURE_SIZE, Signer, verify
-from imager.repository.header import HEADER_SIZE, NO_KIND, Header, Magic
+from imager.repository.header import HEADER_SIZE, NO_KIND, Header, Magic, StatementKind
 from imager.repository.statement import Certificate
+from imager.repository.trust import Trust
 from imager.repository.volume_map import Root
 from imager.units import MIB
 
@@ -22,6 +23,7 @@ PREFIX: Final = "images/"
 PARTS: Final = 4
 _SUMMARY_LABEL: Final = "summary"
 _MOST_DOCUMENT: Final = 64 * MIB
+_MOST_BYTES: Final = 1 << 63
 
 _Document = TypeVar("_Document", bound=msgspec.Struct)
 
@@ -166,8 +168,7 @@ def decode(
     data: bytes,
     image_id: str,
     modified: float,
-    repository: bytes,
-    signing_key: bytes,
+    trust: Trust,
     directory_key: bytes,
 ) -> SealedImage:
     """Read an image object and check everything that can be checked without a recovery key.
@@ -180,7 +181,7 @@ def decode(
     what = f"image {image_id[:12]}"
     if hashlib.sha256(data).hexdigest() != image_id:
         raise ObjectDamaged(f"{what} has other bytes than were written")
-    header = Header.decode(data, Magic.IMAGE, repository, what)
+    header = Header.decode(data, Magic.IMAGE, trust.repository, what)
     if header.kind != NO_KIND:
         raise UnsupportedFormat(f"{what} is of unknown kind {header.kind}")
     position = HEADER_SIZE + header.envelope_length
@@ -192,12 +193,13 @@ def decode(
         position += 4 + length
     if position + SIGNATURE_SIZE != len(data) or parts[3]:
         raise ObjectDamaged(f"{what} has the wrong length")
-    certificate = Certificate.decode(
-        parts[2], repository, signing_key, f"the certificate of {what}"
-    )
+    certificate = trust.certificate(parts[2], f"the certificate of {what}")
+    if certificate.kind is not StatementKind.CREDENTIAL:
+        raise UntrustedObject(f"{what} was signed by {certificate.name}, who may not add images")
     if certificate.group != header.group:
         raise UntrustedObject(f"{what} was signed by a credential of another group")
     verify(certificate.public_key, data[position:], data[:position], what)
+    trust.check_accepted(certificate, PREFIX + image_id)
     summary = sealing.open_once(
         directory_key, _SUMMARY_LABEL, data[:HEADER_SIZE], parts[0], f"the summary of {what}"
     )
@@ -213,12 +215,15 @@ def decode(
 
 
 def _check_roots(summary: Summary, what: str) -> Summary:
+    sizes = (summary.used_bytes, summary.new_bytes, summary.stored_bytes)
+    if not all(0 <= size <= _MOST_BYTES for size in sizes):
+        raise ObjectDamaged(f"the summary of {what} has impossible sizes")
     for volume in summary.volumes:
         try:
             size = len(bytes.fromhex(volume.root))
         except ValueError:
             size = 0
-        if size != MAP_ID_SIZE or volume.length <= 0:
+        if size != MAP_ID_SIZE or not 0 < volume.length <= _MOST_BYTES:
             raise ObjectDamaged(f"the summary of {what} is malformed")
     return summary
 

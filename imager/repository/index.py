@@ -4,16 +4,21 @@ An index object is one sorted array; `Index` merges those of a repository. Look-
 searches over the first eight bytes of the ids, vectorised, and then compare all 32.
 """
 
+import copy
 import hashlib
+import mmap
+import os
 import struct
-from collections.abc import Iterable, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Final
+from pathlib import Path
+from typing import BinaryIO, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from imager.errors import ObjectDamaged
+from imager.errors import ObjectDamaged, OutputError
 from imager.repository.chunk import CODEC_SHIFT, ID, ID_SIZE, PLAIN_MASK
 from imager.repository.crypto.sealing import open_once, seal_once
 from imager.repository.header import HEADER_SIZE, NO_KIND, Header, Magic, PackKind
@@ -26,6 +31,13 @@ ENTRY: Final = np.dtype(
 PACK: Final = np.dtype([("digest", "V32"), ("kind", "u1"), ("zero", "V7")])
 COUNTS: Final = struct.Struct("<II")
 MOST_ENTRIES: Final = 1 << 20
+# 48 MiB; so many rows do not stay in memory.
+MANY_ROWS: Final = 1 << 20
+_WINDOW: Final = 1 << 18
+# Each look-up in a mapped file may touch some pages; so many look-ups are answered between two
+# times that these are given back.
+_BATCH: Final = 1 << 11
+NOWHERE: Final = -1
 _LABEL: Final = "index"
 
 
@@ -90,6 +102,8 @@ class Segment:
             raise ObjectDamaged(f"{name} has the wrong length")
         table = np.frombuffer(body, dtype=PACK, count=packs, offset=COUNTS.size)
         entries = np.frombuffer(body, dtype=ENTRY, count=count, offset=start)
+        if any(table["zero"].tobytes()) or not _is_sorted(entries["id"]):
+            raise ObjectDamaged(f"{name} is not sorted, or has something where zeros must be")
         if count and int(entries["pack"].max()) >= packs:
             raise ObjectDamaged(f"{name} names a pack that it does not list")
         try:
@@ -118,27 +132,119 @@ class Location:
     codec: int
 
 
+class Merger:
+    """Merges segments one after the other, in bounded memory.
+
+    From `MANY_ROWS` on the rows lie in an unnamed file below `$XDG_CACHE_HOME/remetal` (else
+    `~/.cache/remetal`, else where temporary files go), of which nothing stays when the process
+    ends; they are split by the first byte of their ids, and each part is sorted in memory.
+
+    Args:
+        segments: to begin with.
+    """
+
+    def __init__(self, segments: Iterable[Segment] = ()) -> None:
+        self.packs: dict[tuple[bytes, PackKind], int] = {}
+        self._pieces: list[Entries] = []
+        self._rows = 0
+        self._spilled: BinaryIO | None = None
+        self._parts: list[list[tuple[int, int]]] = [[] for _ in range(256)]
+        for segment in segments:
+            self.add(segment)
+
+    def add(self, segment: Segment) -> None:
+        """Take a segment in; a pack that several indexes name is one pack."""
+        table = [self.packs.setdefault(pack, len(self.packs)) for pack in segment.packs]
+        piece = segment.entries.copy()
+        piece["pack"] = np.array(table, dtype=np.uint32)[piece["pack"]]
+        self._pieces.append(piece)
+        self._rows += len(piece)
+        if self._rows >= MANY_ROWS:
+            self._spill()
+
+    def merge(self) -> tuple[Entries, mmap.mmap | None]:
+        """Return all rows sorted by id, each once, and the mapped file if they lie in one."""
+        if self._spilled is None:
+            return _each_once(_joined(self._pieces)), None
+        self._spill()
+        merged = _scratch_file()
+        for part in self._parts:
+            rows = [
+                np.frombuffer(os.pread(self._spilled.fileno(), length, start), dtype=ENTRY)
+                for start, length in part
+            ]
+            merged.write(_each_once(_joined(rows)).data)
+        merged.flush()
+        self._spilled.close()
+        with merged:
+            mapped = mmap.mmap(merged.fileno(), 0, prot=mmap.PROT_READ)
+        mapped.madvise(mmap.MADV_RANDOM)
+        return np.frombuffer(mapped, dtype=ENTRY), mapped
+
+    def _spill(self) -> None:
+        if self._spilled is None:
+            self._spilled = _scratch_file()
+        rows = _joined(self._pieces)
+        heads = rows.view(np.uint8).reshape(len(rows), ENTRY.itemsize)[:, 0]
+        rows = rows[np.argsort(heads, kind="stable")]
+        start = self._spilled.tell()
+        for part, count in zip(self._parts, np.bincount(heads, minlength=256), strict=True):
+            length = int(count) * ENTRY.itemsize
+            if length:
+                part.append((start, length))
+            start += length
+        self._spilled.write(rows.data)
+        self._spilled.flush()
+        self._pieces, self._rows = [], 0
+
+
 class Index:
     """All ids of a repository, merged and sorted; read-only and safe from any thread.
 
     Args:
         segments: opened index objects, and directories of packs that no index names.
+        unlisted: digests of packs that no index names.
+
+    Attributes:
+        packs: SHA-256 and kind of each pack; its number is its place.
+        unlisted: names of packs that no index names.
+        of_kind: for each kind, which packs are of it and may be counted on.
     """
 
-    def __init__(self, segments: Sequence[Segment]) -> None:
-        self.packs: list[tuple[bytes, PackKind]] = []
-        pieces: list[Entries] = []
-        for segment in segments:
-            piece = segment.entries.copy()
-            piece["pack"] += len(self.packs)
-            self.packs += segment.packs
-            pieces.append(piece)
-        entries = np.concatenate(pieces) if pieces else np.empty(0, dtype=ENTRY)
-        self._entries = entries[_order(entries["id"])]
-        self._keys = _keys(self._entries["id"])
+    def __init__(
+        self, segments: Iterable[Segment] | Merger, unlisted: Iterable[bytes] = ()
+    ) -> None:
+        self.unlisted = frozenset(object_name(digest) for digest in unlisted)
+        merger = segments if isinstance(segments, Merger) else Merger(segments)
+        self._entries, self._mapped = merger.merge()
+        self.packs = list(merger.packs)
+        kinds = np.array([kind for _, kind in self.packs], dtype=np.uint8)
+        self.of_kind = {kind: kinds == kind for kind in PackKind}
+        rows = self._entries.view(np.uint8).reshape(len(self._entries), ENTRY.itemsize)
+        # The first eight bytes of each id, where they lie.
+        self._keys = rows[:, :8].view(">u8")[:, 0]
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    @property
+    def entries(self) -> Entries:
+        """All rows, dtype `ENTRY`, sorted by id; `pack` counts in `packs`."""
+        return self._entries
+
+    def windows(self) -> Iterator[Entries]:
+        """Yield all rows in order, some at a time; of a mapped file only those stay in memory."""
+        for start in range(0, len(self._entries), _WINDOW):
+            yield self._entries[start : start + _WINDOW]
+            self._give_back()
+
+    def _give_back(self) -> None:
+        """Let the kernel take back the pages of a mapped file; they are read again when needed."""
+        if self._mapped is not None:
+            self._mapped.madvise(mmap.MADV_DONTNEED)
+
+    def _is_known(self, pack: int) -> bool:
+        return any(of_kind[pack] for of_kind in self.of_kind.values())
 
     def pack_name(self, location: Location) -> str:
         """Return the name of the pack a blob lies in."""
@@ -154,30 +260,64 @@ class Index:
 
     def absent(self, ids: NDArray[np.void], kind: PackKind = PackKind.DATA) -> list[bytes]:
         """Return which of many ids (dtype V32) no pack of this kind holds."""
-        if not len(self._keys):
-            return [row.tobytes() for row in ids]
-        rows = np.minimum(np.searchsorted(self._keys, _keys(ids)), len(self._keys) - 1)
-        of_kind = np.array([pack_kind is kind for _, pack_kind in self.packs])
-        found = self._entries[rows]
-        equal = (_words(found["id"]) == _words(ids)).all(axis=1) & of_kind[found["pack"]]
-        # What the first row with the same beginning does not answer, the rows behind it may.
-        return [
-            identity
-            for identity in (row.tobytes() for row in ids[~equal])
-            if not self.contains(identity, kind)
-        ]
+        return [row.tobytes() for row in ids[self.holders(ids, kind) == NOWHERE]]
+
+    def holders(self, ids: NDArray[np.void], kind: PackKind = PackKind.DATA) -> NDArray[np.int64]:
+        """Return for each of many ids (dtype V32) a pack of this kind that holds it, or NOWHERE.
+
+        Packs are numbers in `packs`.
+        """
+        if len(ids) > _BATCH:
+            parts = [ids[start : start + _BATCH] for start in range(0, len(ids), _BATCH)]
+            return np.concatenate([self.holders(part, kind) for part in parts])
+        found = np.full(len(ids), NOWHERE, dtype=np.int64)
+        keys, words = _keys(ids), _words(ids)
+        rows = self._first_rows(keys)
+        asked = np.arange(len(ids))
+        # Rows that begin alike lie side by side; hardly ever there is more than one.
+        while len(asked):
+            asked = asked[rows[asked] < len(self._keys)]
+            asked = asked[self._keys[rows[asked]] == keys[asked]]
+            rows_now = self._entries[rows[asked]]
+            right = self.of_kind[kind][rows_now["pack"]]
+            right &= (_words(rows_now["id"]) == words[asked]).all(axis=1)
+            found[asked[right]] = rows_now["pack"][right]
+            asked = asked[~right]
+            rows[asked] += 1
+        self._give_back()
+        return found
+
+    def _first_rows(self, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """Return for each key the first row whose id does not begin with less."""
+        low = np.zeros(len(keys), dtype=np.int64)
+        high = np.full(len(keys), len(self._keys), dtype=np.int64)
+        for _ in range(len(self._keys).bit_length()):
+            middle = (low + high) >> 1
+            is_less = np.zeros(len(keys), dtype=bool)
+            is_open = low < high
+            is_less[is_open] = self._keys[middle[is_open]] < keys[is_open]
+            low = np.where(is_less, middle + 1, low)
+            high = np.where(is_open & ~is_less, middle, high)
+        return low
 
     def without(self, names: set[str]) -> "Index":
-        """Return an index that knows nothing of what lies in these packs."""
-        numbers = [n for n, (digest, _) in enumerate(self.packs) if object_name(digest) in names]
-        kept = ~np.isin(self._entries["pack"], numbers)
-        return Index([Segment(tuple(self.packs), self._entries[kept])])
+        """Return an index that finds nothing in these packs; the numbers of packs stay."""
+        kept = np.array([object_name(digest) not in names for digest, _ in self.packs], dtype=bool)
+        found = copy.copy(self)
+        found.of_kind = {kind: of_kind & kept for kind, of_kind in self.of_kind.items()}
+        return found
+
+    def unlisted_among(self, packs: Iterable[int]) -> list[tuple[bytes, PackKind, Entries]]:
+        """Return those of some packs that no index names, each with its rows (dtype `ENTRY`)."""
+        wanted = [n for n in packs if object_name(self.packs[n][0]) in self.unlisted]
+        rows = self._entries[np.isin(self._entries["pack"], wanted)] if wanted else self._entries
+        return [(*self.packs[n], rows[rows["pack"] == n]) for n in sorted(wanted)]
 
     def sizes_needed(self) -> dict[str, int]:
         """Return for each pack that is named how many bytes it has at least."""
         ends = np.zeros(len(self.packs), dtype=np.uint64)
-        last = self._entries["offset"].astype(np.uint64) + self._entries["length"]
-        np.maximum.at(ends, self._entries["pack"], last)
+        for rows in self.windows():
+            np.maximum.at(ends, rows["pack"], rows["offset"].astype(np.uint64) + rows["length"])
         return {
             object_name(digest): int(end) for (digest, _), end in zip(self.packs, ends, strict=True)
         }
@@ -185,11 +325,11 @@ class Index:
     def locations(self, identity: bytes) -> list[Location]:
         """Return every copy of an id; empty when there is none."""
         key = int.from_bytes(identity[:8], "big")
-        first = int(np.searchsorted(self._keys, np.uint64(key)))
+        first = int(self._first_rows(np.array([key], dtype=np.uint64))[0])
         found = []
         while first < len(self._keys) and int(self._keys[first]) == key:
             row = self._entries[first]
-            if row["id"].tobytes() == identity:
+            if row["id"].tobytes() == identity and self._is_known(int(row["pack"])):
                 packed = int(row["plain"])
                 found.append(
                     Location(
@@ -204,6 +344,29 @@ class Index:
         return found
 
 
+def among(entries: Entries, ids: NDArray[np.void]) -> NDArray[np.bool_]:
+    """Return which rows have one of these ids (dtype V32, sorted).
+
+    Only the first eight bytes are compared: a row may be taken for named that is not, never the
+    other way round.
+    """
+    if not len(ids):
+        return np.zeros(len(entries), dtype=bool)
+    wanted = _keys(ids)
+    found = _keys(entries["id"])
+    places = np.minimum(np.searchsorted(wanted, found), len(wanted) - 1)
+    named: NDArray[np.bool_] = wanted[places] == found
+    return named
+
+
+def numbered(entries: Entries) -> NDArray[np.int64]:
+    """Return a number for each row (sorted by id) that only rows of the same id share."""
+    words = _words(entries["id"])
+    fresh = np.zeros(len(entries), dtype=np.int64)
+    fresh[1:] = (words[1:] != words[:-1]).any(axis=1)
+    return np.cumsum(fresh)
+
+
 def unique_ids(ids: NDArray[np.void]) -> NDArray[np.void]:
     """Return each id of an array (dtype V32) once, sorted."""
     if not len(ids):
@@ -215,6 +378,39 @@ def unique_ids(ids: NDArray[np.void]) -> NDArray[np.void]:
     return ordered[fresh]
 
 
+def _each_once(entries: Entries) -> Entries:
+    """Return rows sorted by id, each once: several indexes may name the same blob."""
+    words = [_words(entries["id"])[:, column].astype(np.uint64) for column in (3, 2, 1, 0)]
+    ordered = entries[np.lexsort([entries["offset"], entries["pack"], *words])]
+    raw = ordered.view(np.uint8).reshape(len(ordered), ENTRY.itemsize)
+    fresh = np.ones(len(ordered), dtype=bool)
+    fresh[1:] = (raw[1:] != raw[:-1]).any(axis=1)
+    found: Entries = ordered[fresh]
+    return found
+
+
+def _joined(pieces: list[Entries]) -> Entries:
+    return np.concatenate(pieces) if pieces else np.empty(0, dtype=ENTRY)
+
+
+def _scratch_file() -> BinaryIO:
+    """Return a new file without a name.
+
+    Raises:
+        OutputError: there is no place for one.
+    """
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "remetal"
+    try:
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return tempfile.TemporaryFile(dir=home)
+    except (OSError, RuntimeError):
+        pass
+    try:
+        return tempfile.TemporaryFile()
+    except OSError as error:
+        raise OutputError(f"there is no place for the index of the repository: {error}") from error
+
+
 def _words(ids: NDArray[np.void]) -> NDArray[np.uint64]:
     """Return ids as rows of four big-endian integers."""
     return np.ascontiguousarray(ids).view(">u8").reshape(-1, ID_SIZE // 8)
@@ -223,6 +419,14 @@ def _words(ids: NDArray[np.void]) -> NDArray[np.uint64]:
 def _keys(ids: NDArray[np.void]) -> NDArray[np.uint64]:
     """Return the first eight bytes of ids as native integers that sort as the bytes do."""
     return _words(ids)[:, 0].astype(np.uint64)
+
+
+def _is_sorted(ids: NDArray[np.void]) -> bool:
+    words = _words(ids)
+    before, after = words[:-1], words[1:]
+    differs = (before != after).argmax(axis=1)
+    rows = np.arange(len(differs))
+    return bool((before[rows, differs] <= after[rows, differs]).all())
 
 
 def _order(ids: NDArray[np.void]) -> NDArray[np.intp]:

@@ -1,6 +1,8 @@
 """Keys outside the repository: recovery keys and credentials (FORMAT.md sections 4 and 12)."""
 
+import errno
 import os
+import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, TypeVar
@@ -9,18 +11,24 @@ import msgspec
 
 from imager.errors import (
     CredentialNeeded,
+    NoRoom,
     ObjectDamaged,
+    OutputError,
     OutputExists,
     RecoveryKeyNeeded,
     UnsupportedFormat,
     WrongKey,
 )
 from imager.repository.crypto import derive, passphrase
-from imager.repository.crypto.recipient import PRIVATE_SIZE, Recipient, RecipientKey
+from imager.repository.crypto.recipient import SEED_SIZE, Recipient, RecipientKey
 from imager.repository.crypto.signing import Signer
 from imager.repository.header import FORMAT_VERSION
 
 _LARGEST_KEY_FILE: Final = 1 << 20
+_KEY_SIZE: Final = 32
+_MAKE_FOLDER: Final = "Make the folder first, or give another place; nothing was written."
+# What filesystems without hard links say.
+_NO_LINKS: Final = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -167,7 +175,7 @@ class LockedRecoveryKey:
         """Put a private key under a passphrase."""
         stretching = passphrase.fresh()
         recipient = key.recipient
-        sealed = passphrase.seal(secret, stretching, recipient.public_key, key.private)
+        sealed = passphrase.seal(secret, stretching, recipient.public_key, key.seed)
         return cls(label, recipient, repository, stretching, sealed)
 
     def unlock(self, secret: str) -> RecipientKey:
@@ -176,10 +184,10 @@ class LockedRecoveryKey:
         Raises:
             WrongPassphrase: the passphrase does not open it.
         """
-        private = passphrase.unseal(secret, self.stretching, self.recipient.public_key, self.sealed)
-        if len(private) != PRIVATE_SIZE:
+        seed = passphrase.unseal(secret, self.stretching, self.recipient.public_key, self.sealed)
+        if len(seed) != SEED_SIZE:
             raise UnsupportedFormat("the recovery key has the wrong size")
-        return RecipientKey(private)
+        return RecipientKey(seed)
 
     def write(self, path: Path) -> None:
         """Write the file, readable by its owner only.
@@ -203,6 +211,21 @@ class LockedRecoveryKey:
             sealed=self.sealed,
         )
         _write_secret(path, document)
+
+    def write_with_public(self, path: Path) -> Path:
+        """Write the file and its public part beside it, or neither, and return the latter's path.
+
+        Raises:
+            OutputExists, OutputError: as for `write_new`.
+        """
+        public = public_path(path)
+        self.write(path)
+        try:
+            NamedRecipient(self.label, self.recipient).write(public)
+        except BaseException:
+            path.unlink()
+            raise
+        return public
 
     @classmethod
     def read(cls, path: Path) -> "LockedRecoveryKey":
@@ -272,12 +295,19 @@ class Credential:
             document = _read_secret(path, _CredentialFile)
         except (OSError, ObjectDamaged) as error:
             raise CredentialNeeded(f"no credential could be read from {path}: {error}") from error
+        if len(document.signing_key) != _KEY_SIZE or len(document.group_secret) != _KEY_SIZE:
+            raise CredentialNeeded(f"the keys in the credential {path} have the wrong size")
         return cls(
             bytes.fromhex(document.repository),
             document.group_secret,
             Signer(document.signing_key),
             document.certificate,
         )
+
+
+def public_path(path: Path) -> Path:
+    """Return where the public part of a recovery key's file lies."""
+    return path.with_name(path.name + ".pub")
 
 
 def check_owner(key_repository: bytes | None, repository: bytes, what: str) -> None:
@@ -297,16 +327,78 @@ def check_owner(key_repository: bytes | None, repository: bytes, what: str) -> N
 _Document = TypeVar("_Document", _RecoveryFile, _RecipientFile, _CredentialFile)
 
 
-def _write_secret(path: Path, document: msgspec.Struct) -> None:
-    data = msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
+def check_new(path: Path) -> None:
+    """Refuse a place where no new file can be, before anything is asked or made.
+
+    Raises:
+        OutputExists: something is there, be it a symbolic link that leads nowhere.
+        OutputError: its folder is not there, or can't be written to.
+    """
+    if os.path.lexists(path):
+        raise _exists(path)
+    if not path.parent.is_dir():
+        raise OutputError(f"there is no folder {path.parent} for {path.name}", hint=_MAKE_FOLDER)
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise OutputError(f"the folder {path.parent} can't be written to", hint=_MAKE_FOLDER)
+
+
+def write_new(path: Path, data: bytes) -> None:
+    """Write a new file, readable by its owner only: whole and durable, or not at all.
+
+    Raises:
+        OutputExists: it is there already; nothing is ever overwritten.
+        NoRoom: the filesystem is full.
+        OutputError: it can't be written there.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            _write_durably(temporary, data)
+            os.link(temporary, path, follow_symlinks=False)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            # FAT knows no links; there a stop in the middle may leave a file cut off.
+            _write_durably(path, data)
+        finally:
+            temporary.unlink(missing_ok=True)
+        descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
     except FileExistsError as error:
-        raise OutputExists(f"{path} is there already, and keys are never overwritten") from error
-    with open(descriptor, "wb") as file:  # noqa: PTH123  a descriptor, not a path
-        file.write(data)
-        file.flush()
-        os.fsync(descriptor)
+        raise _exists(path) from error
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+def unwritable(path: Path, error: OSError) -> OutputError:
+    """Return what it means to a person that a place could not be written to."""
+    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return NoRoom(f"no room left for {path}")
+    return OutputError(f"{path} can't be written: {error.strerror}", hint=_MAKE_FOLDER)
+
+
+def _exists(path: Path) -> OutputExists:
+    return OutputExists(f"{path} is there already, and keys are never overwritten")
+
+
+def _write_durably(path: Path, data: bytes) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    descriptor = os.open(path, flags, 0o600)
+    try:
+        with open(descriptor, "wb") as file:  # noqa: PTH123  a descriptor, not a path
+            file.write(data)
+            file.flush()
+            os.fsync(descriptor)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def _write_secret(path: Path, document: msgspec.Struct) -> None:
+    write_new(path, msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n")
 
 
 def _read_secret(path: Path, kind: type[_Document]) -> _Document:

@@ -2,6 +2,7 @@
 
 import hashlib
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -125,15 +126,48 @@ def read_directory(
     """
     if not HEADER_SIZE + TRAILER.size <= size <= MOST_SIZE + 16 * MIB:
         raise ObjectDamaged(f"{name} has an impossible size of {size} bytes")
-    raw_header = backend.get_range(name, 0, HEADER_SIZE)
-    header = Header.decode(raw_header, Magic.PACK, repository, name)
-    length, count, magic = TRAILER.unpack(
-        backend.get_range(name, size - TRAILER.size, TRAILER.size)
+    return _read_directory(
+        lambda offset, length: backend.get_range(name, offset, length),
+        name,
+        size,
+        directory_key,
+        repository,
     )
+
+
+def decode_directory(
+    data: bytes, name: str, directory_key: bytes, repository: bytes
+) -> tuple[PackKind, Entries]:
+    """Return kind and directory of a pack that was read whole.
+
+    Raises:
+        ObjectDamaged: it is not as it was written.
+    """
+    if len(data) < HEADER_SIZE + TRAILER.size:
+        raise ObjectDamaged(f"{name} has an impossible size of {len(data)} bytes")
+    return _read_directory(
+        lambda offset, length: data[offset : offset + length],
+        name,
+        len(data),
+        directory_key,
+        repository,
+    )
+
+
+def _read_directory(
+    read: Callable[[int, int], bytes],
+    name: str,
+    size: int,
+    directory_key: bytes,
+    repository: bytes,
+) -> tuple[PackKind, Entries]:
+    raw_header = read(0, HEADER_SIZE)
+    header = Header.decode(raw_header, Magic.PACK, repository, name)
+    length, count, magic = TRAILER.unpack(read(size - TRAILER.size, TRAILER.size))
     end = size - TRAILER.size
     if magic != TRAILER_MAGIC or length > end - HEADER_SIZE:
         raise ObjectDamaged(f"{name} has a damaged end")
-    sealed = backend.get_range(name, end - length, length)
+    sealed = read(end - length, length)
     text = open_once(directory_key, _LABEL, raw_header, sealed, f"the directory of {name}")
     if len(text) != count * ENTRY.itemsize:
         raise ObjectDamaged(f"the directory of {name} has the wrong length")
@@ -141,4 +175,7 @@ def read_directory(
         kind = PackKind(header.kind)
     except ValueError as error:
         raise ObjectDamaged(f"{name} is of unknown kind {header.kind}") from error
-    return kind, np.frombuffer(text, dtype=ENTRY)
+    entries = np.frombuffer(text, dtype=ENTRY)
+    if entries["zero"].any():
+        raise ObjectDamaged(f"the directory of {name} has something where zeros must be")
+    return kind, entries

@@ -1,23 +1,34 @@
 """A repository: creating it, opening it, listing what is in it.
 
-Locking table. Every object is created whole, only if absent, and never changed or removed, so no
-operation of this version waits for another, and none takes a lock:
+Locking table. No operation takes a lock, and none waits for another: objects are created whole,
+only if absent, never changed, and removed only after a quarantine (`imager.repository.removals`).
 
-    | runs beside   | init          | capture       | images, show  | check         | restore       |
-    |---------------|---------------|---------------|---------------|---------------|---------------|
-    | init          | one wins      | -             | -             | -             | -             |
-    | capture       | -             | both complete | old view      | old view      | old view      |
-    | check         | -             | old view      | both complete | both complete | both complete |
-    | restore       | -             | old view      | both complete | both complete | both complete |
+    | runs beside | init     | capture | images, show | check    | restore  | prune    | parity, repair |
+    |-------------|----------|---------|--------------|----------|----------|----------|----------------|
+    | init        | one wins | -       | -            | -        | -        | -        | -              |
+    | capture     | -        | both    | old view     | old view | old view | rescued  | both           |
+    | check       | -        | old view| both         | both     | both     | old view | old view       |
+    | restore     | -        | old view| both         | both     | both     | in time  | both           |
+    | prune       | -        | rescued | old view     | old view | in time  | same     | both           |
+    | repair      | -        | both    | both         | old view | both     | both     | same           |
 
-"Old view": the reader sees the images that were complete when it listed them; what a capture adds
-meanwhile is not seen, and can't disturb. Two captures that send the same new chunk at the same
-time store it twice; both copies are valid.
+- both: each completes as if it were alone.
+- old view: the reader sees what was complete when it listed; what is added meanwhile is not seen, and
+  what vanished because upkeep removed it is not damage.
+- rescued: a capture may count on a chunk that prune condemned, for as long as half of the quarantine is left;
+  later it sends the chunk again. Prune removes nothing that an image it can see needs. A capture that
+  took so long that a pack it counted on may go makes no image, and says so.
+- in time: what a restore of an image needs stays for the whole quarantine after the image was condemned.
+- same: two at once choose the same copies to keep, and make the same bytes; the second finds it done.
+
+Two captures that send the same new chunk at the same time store it twice; the next prune keeps one.
 """
 
 import hashlib
+import re
 import secrets as random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,6 +36,7 @@ from typing import Final
 
 from imager.errors import (
     NotARepository,
+    ObjectDamaged,
     ObjectMissing,
     RemetalError,
     RepositoryExists,
@@ -34,8 +46,9 @@ from imager.errors import (
 from imager.repository import image as image_format
 from imager.repository import index as index_format
 from imager.repository import pack as pack_format
+from imager.repository import statement as statements
 from imager.repository.backend.directory import DirectoryBackend
-from imager.repository.backend.protocol import Backend
+from imager.repository.backend.protocol import Backend, Entry
 from imager.repository.configuration import (
     CONFIG_NAME,
     Configuration,
@@ -43,17 +56,23 @@ from imager.repository.configuration import (
     new_configuration,
     repository_id,
 )
-from imager.repository.crypto.recipient import Recipient
+from imager.repository.crypto.recipient import Recipient, RecipientKey
 from imager.repository.crypto.signing import Signer
-from imager.repository.header import ID_SIZE
+from imager.repository.generations import Generation
+from imager.repository.header import ID_SIZE, PackKind, StatementKind
 from imager.repository.image import SealedImage
-from imager.repository.index import Index, Segment
+from imager.repository.index import Index, Merger, Segment
 from imager.repository.keyring import Credential, GroupKeys
-from imager.repository.statement import Certificate
+from imager.repository.pack import Entries
+from imager.repository.statement import Body, Certificate, Signatory, Statement
+from imager.repository.trust import Trust
 
-STATEMENTS: Final = "statements/"
 LATEST: Final = "latest"
 _SHORTEST_PREFIX: Final = 4
+_READERS: Final = 4
+# So often indexes are listed when some vanish between being listed and being read.
+_LISTINGS: Final = 5
+_PACK_NAME: Final = re.compile(pack_format.PREFIX + r"([0-9a-f]{2})/\1[0-9a-f]{62}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +116,13 @@ class Repository:
         backend: where its objects lie.
         id: sixteen bytes.
         configuration: its root of trust.
+        trust: whose word counts here, as it was when the repository was opened.
     """
 
     backend: Backend
     id: bytes
     configuration: Configuration
+    trust: Trust
 
     @staticmethod
     def is_repository(path: Path) -> bool:
@@ -125,7 +146,13 @@ class Repository:
         except ObjectMissing as error:
             raise NotARepository(f"there is no repository at {backend.location}") from error
         configuration = Configuration.decode(data, backend.location)
-        return cls(backend, repository_id(data), configuration)
+        return cls.of(backend, repository_id(data), configuration)
+
+    @classmethod
+    def of(cls, backend: Backend, identity: bytes, configuration: Configuration) -> "Repository":
+        """Return the repository of a configuration that was read already."""
+        trust = Trust.read(backend, identity, configuration)
+        return cls(backend, identity, configuration, trust)
 
     @classmethod
     def create(
@@ -152,10 +179,17 @@ class Repository:
         backend = open_backend(location)
         if any(True for _ in backend.list("")):
             raise RepositoryExists(f"{backend.location} is not empty")
-        secrets = Secrets(Signer.generate(), random.token_bytes(ID_SIZE), random.token_bytes(32))
+        secrets = Secrets(
+            Signer.generate(),
+            random.token_bytes(ID_SIZE),
+            random.token_bytes(32),
+            (RecipientKey.generate(),),
+        )
         configuration = new_configuration(secrets, tuple(recipients), now())
         data = configuration.encode()
-        repository = cls(backend, repository_id(data), configuration)
+        identity = repository_id(data)
+        trust = Trust(identity, (Generation.first(configuration),))
+        repository = cls(backend, identity, configuration, trust)
         keep(repository, secrets)
         if not backend.put_new(CONFIG_NAME, [data]):
             raise RepositoryExists(f"there is a repository at {backend.location} already")
@@ -163,36 +197,65 @@ class Repository:
 
     @property
     def recipients(self) -> tuple[Recipient, ...]:
-        """Who can open images."""
-        return tuple(Recipient(entry.public_key) for entry in self.configuration.recipients)
+        """Who can open the images that are taken now."""
+        return tuple(Recipient(entry.public_key) for entry in self.trust.current.body.recipients)
+
+    @property
+    def opening_key(self) -> Recipient:
+        """What captures seal to."""
+        return Recipient(self.trust.current.body.opening_key)
 
     def group_keys(self, secrets: Secrets) -> GroupKeys:
         """Return the keys of the group that these secrets hold."""
         return GroupKeys(self.id, secrets.group, secrets.group_secret)
 
-    def new_credential(self, secrets: Secrets, name: str) -> Credential:
+    def new_credential(
+        self, secrets: Secrets, name: str, kind: StatementKind = StatementKind.CREDENTIAL
+    ) -> Credential:
         """Make a credential that the repository vouches for; `publish` makes it known."""
         signer = Signer.generate()
         certificate = Certificate.issue(
-            secrets.signer, self.id, secrets.group, name, signer.public_key, now()
+            kind, secrets.signer, self.id, secrets.group, name, signer.public_key, now()
         )
         return Credential(self.id, secrets.group_secret, signer, certificate.encoded)
 
     def publish(self, credential: Credential) -> None:
         """Store the statement that vouches for a credential."""
         data = credential.certificate
-        self.backend.put_new(STATEMENTS + hashlib.sha256(data).hexdigest(), [data])
+        self.backend.put_new(statements.PREFIX + hashlib.sha256(data).hexdigest(), [data])
+
+    def read_statement(self, name: str) -> Statement:
+        """Return a statement, after checking its bytes and that its signer may say it.
+
+        Raises:
+            ObjectMissing: there is none.
+            ObjectDamaged: its bytes are not those that were written.
+            UntrustedObject: its signer may not say it.
+        """
+        data = self.backend.get(name)
+        if hashlib.sha256(data).hexdigest() != name.rpartition("/")[2]:
+            raise ObjectDamaged(f"{name} has other bytes than were written")
+        return self.trust.statement(data, name)
+
+    def state(self, kind: StatementKind, body: Body, signatory: Signatory, group: bytes) -> str:
+        """Store a statement and return its name.
+
+        Raises:
+            NoRoom: the store is full.
+        """
+        name, data = statements.encode(kind, body, signatory, self.id, group)
+        self.backend.put_new(name, [data])
+        return name
 
     def credential_keys(self, credential: Credential) -> GroupKeys:
         """Return the group keys of a credential, after checking that it belongs here.
 
         Raises:
             ObjectDamaged: it is of another repository.
-            UntrustedObject: this repository does not vouch for it.
+            UntrustedObject: this repository does not vouch for it, or no longer.
         """
-        certificate = Certificate.decode(
-            credential.certificate, self.id, self.configuration.signing_key, "the credential"
-        )
+        certificate = self.trust.certificate(credential.certificate, "the credential")
+        self.trust.check_usable(certificate)
         return GroupKeys(self.id, certificate.group, credential.group_secret)
 
     def images(self, keys: GroupKeys) -> tuple[list[SealedImage], list[Problem]]:
@@ -202,6 +265,8 @@ class Repository:
         for entry in self.backend.list(image_format.PREFIX):
             try:
                 found.append(self._read_image(entry.name, entry.modified, keys))
+            except ObjectMissing:
+                continue  # a prune removed it after it was listed
             except RemetalError as error:
                 problems.append(Problem(entry.name, error))
         found.sort(key=lambda image: (image.modified, image.summary.finished, image.id))
@@ -250,47 +315,86 @@ class Repository:
     def load_index(self, keys: GroupKeys) -> tuple[Index, list[Problem]]:
         """Return the merged index, whatever state the index objects are in.
 
-        A pack that no readable index names is asked for its own directory, so a lost or damaged
-        index costs time and nothing else.
+        A pack that no readable index names is asked for its own directory: a lost or damaged
+        index costs time and nothing else, and what a capture stored before it was interrupted is
+        not sent again.
         """
-        segments: list[Segment] = []
         problems: list[Problem] = []
-        for entry in self.backend.list(index_format.PREFIX):
-            try:
-                data = self.backend.get(entry.name)
-                segments.append(Segment.decode(data, entry.name, keys.directory_key, self.id))
-            except RemetalError as error:
-                problems.append(Problem(entry.name, error))
-        if problems or not segments:
-            segments.append(self._index_of_unlisted(segments, keys, problems))
-        return Index(segments), problems
+        merger = Merger(self._segments(keys, problems))
+        unlisted = self._index_of_unlisted({digest for digest, _ in merger.packs}, keys, problems)
+        merger.add(unlisted)
+        return Index(merger, (digest for digest, _ in unlisted.packs)), problems
 
     def lost_packs(self, index: Index) -> set[str]:
         """Return the names of packs that the index names and that are gone or cut off."""
         sizes = {entry.name: entry.size for entry in self.backend.list(pack_format.PREFIX)}
-        needed = index.sizes_needed()
-        return {name for name, size in needed.items() if sizes.get(name, 0) < size}
+        short = {
+            n: sizes.get(n, 0) for n, size in index.sizes_needed().items() if sizes.get(n, 0) < size
+        }
+        return {name for name, size in short.items() if not self._ends_as_a_pack(name, size)}
+
+    def _ends_as_a_pack(self, name: str, size: int) -> bool:
+        """Whether a pack has its end, so that an index which says it is longer lies."""
+        if size < pack_format.TRAILER.size:
+            return False
+        start = size - pack_format.TRAILER.size
+        try:
+            end = self.backend.get_range(name, start, pack_format.TRAILER.size)
+        except RemetalError:
+            return False
+        return end.endswith(pack_format.TRAILER_MAGIC)
+
+    def _segments(self, keys: GroupKeys, problems: list[Problem]) -> Iterator[Segment]:
+        """Read all indexes; when one goes meanwhile, a prune has put others in its place."""
+        known: set[str] = set()
+        for _ in range(_LISTINGS):
+            missing: list[Problem] = []
+            for entry in self.backend.list(index_format.PREFIX):
+                if entry.name in known:
+                    continue
+                try:
+                    data = self.backend.get(entry.name)
+                    segment = Segment.decode(data, entry.name, keys.directory_key, self.id)
+                except ObjectMissing as error:
+                    missing.append(Problem(entry.name, error))
+                    continue
+                except RemetalError as error:
+                    problems.append(Problem(entry.name, error))
+                else:
+                    yield segment
+                known.add(entry.name)
+            if not missing:
+                return
+        problems.extend(missing)
 
     def _index_of_unlisted(
-        self, segments: Sequence[Segment], keys: GroupKeys, problems: list[Problem]
+        self, listed: set[bytes], keys: GroupKeys, problems: list[Problem]
     ) -> Segment:
-        listed = {digest for segment in segments for digest, _ in segment.packs}
-        directories = []
-        for entry in self.backend.list(pack_format.PREFIX):
-            try:
-                digest = bytes.fromhex(entry.name.rpartition("/")[2])
-            except ValueError:
-                continue
-            if digest in listed:
-                continue
+        unlisted = [
+            entry
+            for entry in self.backend.list(pack_format.PREFIX)
+            if _PACK_NAME.fullmatch(entry.name) and bytes.fromhex(entry.name[-64:]) not in listed
+        ]
+
+        def read(entry: Entry) -> tuple[bytes, PackKind, Entries] | Problem | None:
             try:
                 kind, directory = pack_format.read_directory(
                     self.backend, entry.name, entry.size, keys.directory_key, self.id
                 )
+            except ObjectMissing:
+                # It went since it was listed: a prune is at work.
+                return None
             except RemetalError as error:
-                problems.append(Problem(entry.name, error))
-            else:
-                directories.append((digest, kind, directory))
+                return Problem(entry.name, error)
+            return bytes.fromhex(entry.name[-64:]), kind, directory
+
+        directories: list[tuple[bytes, PackKind, Entries]] = []
+        with ThreadPoolExecutor(_READERS, thread_name_prefix="directory") as pool:
+            for found in pool.map(read, unlisted):
+                if isinstance(found, Problem):
+                    problems.append(found)
+                elif found is not None:
+                    directories.append(found)
         return Segment.collect(directories)
 
     def _read_image(self, name: str, modified: float, keys: GroupKeys) -> SealedImage:
@@ -298,8 +402,7 @@ class Repository:
             self.backend.get(name),
             name.removeprefix(image_format.PREFIX),
             modified,
-            self.id,
-            self.configuration.signing_key,
+            self.trust,
             keys.directory_key,
         )
 

@@ -30,6 +30,7 @@ from imager.repository.chunk import MOST_PLAIN, Identifier, Opener
 from imager.repository.configuration import Secrets
 from imager.repository.crypto import derive
 from imager.repository.crypto.recipient import RecipientKey
+from imager.repository.generations import Generation
 from imager.repository.header import HEADER_SIZE, Header, Magic, PackKind
 from imager.repository.image import Manifest, SealedImage, Summary
 from imager.repository.index import Index, Location, unique_ids
@@ -53,6 +54,8 @@ Ids = NDArray[np.void]
 class Unlocked:
     """A recovery key that was unlocked, in use with one repository; safe from any thread.
 
+    A key that was removed from the repository opens the images that were taken before.
+
     Args:
         repository: the repository.
         key: an unlocked recovery key.
@@ -62,16 +65,15 @@ class Unlocked:
     """
 
     def __init__(self, repository: Repository, key: RecipientKey) -> None:
-        secrets = repository.configuration.open_secrets(key)
-        if secrets is None:
-            raise RecoveryKeyNeeded(
-                f"this recovery key is not among those of {repository.backend.location}",
-                hint="Use the recovery key that was made or named when the repository was made.",
-            )
+        secrets, generation = _newest_secrets(repository, key)
         self.secrets: Secrets = secrets
         self.keys: GroupKeys = repository.group_keys(secrets)
+        # Whether the repository's signing key is among the secrets.
+        self.is_current: bool = (
+            generation.body.signing_key == repository.trust.current.body.signing_key
+        )
         self._repository = repository
-        self._key = key
+        self._opening = {opening.recipient.id: opening for opening in secrets.opening_keys}
         self._sessions: dict[bytes, bytes] = {}
         self._lock = threading.Lock()
 
@@ -80,21 +82,36 @@ class Unlocked:
 
         Raises:
             ObjectDamaged: the envelope was changed.
-            RecoveryKeyNeeded: it was not sealed to this key.
+            RecoveryKeyNeeded: it was taken after this key had been removed.
         """
         with self._lock:
             known = self._sessions.get(header.session)
         if known is None:
             known = envelopes.open_envelope(
-                self._key, envelope, self._repository.id, header.session, what
+                self._opening, envelope, self._repository.id, header.session, what
             )
             with self._lock:
                 self._sessions[header.session] = known
         return known
 
 
+def _newest_secrets(repository: Repository, key: RecipientKey) -> tuple[Secrets, Generation]:
+    for generation in reversed(repository.trust.generations):
+        secrets = generation.open_secrets(key)
+        if secrets is not None:
+            return secrets, generation
+    raise RecoveryKeyNeeded(
+        f"this recovery key is not among those of {repository.backend.location}",
+        hint="Use the recovery key that was made or named when the repository was made, "
+        "or one that was added (`remetal key list REPO` lists them).",
+    )
+
+
 class MapReader:
     """Reads volume maps with the group's keys alone; they hold ids, never content.
+
+    Attributes:
+        nodes: map ids of all nodes that were read so far.
 
     Args:
         repository: where the maps lie.
@@ -110,12 +127,7 @@ class MapReader:
         self._warn = warn
         self._recent: OrderedDict[str, memoryview] = OrderedDict()
         self._identifier = Identifier(keys.map_id_key)
-        self._visited: set[str] = set()
-
-    @property
-    def packs_of_last_map(self) -> frozenset[str]:
-        """Names of the packs that the last `read` took nodes from."""
-        return frozenset(self._visited)
+        self.nodes: set[bytes] = set()
 
     def read(self, summary: Summary, volume_id: str) -> volume_map.Runs:
         """Return the map of a volume, dtype `volume_map.RUN`.
@@ -124,13 +136,18 @@ class MapReader:
             ObjectMissing: a node is nowhere, or the volume is not in the image.
             ObjectDamaged: a node is damaged and there is no intact copy.
         """
-        self._visited.clear()
         for volume in summary.volumes:
             if volume.id == volume_id:
-                return volume_map.read_tree(volume.map_root, volume.length, self._load, volume_id)
+                return volume_map.read_tree(volume.map_root, volume.length, self.load, volume_id)
         raise ObjectMissing(f"the image has no volume {volume_id}")
 
-    def _load(self, identity: bytes) -> bytes:
+    def load(self, identity: bytes) -> bytes:
+        """Return the bytes of a node, which have its map id.
+
+        Raises:
+            ObjectMissing: it is nowhere.
+            ObjectDamaged: it is damaged and there is no intact copy.
+        """
         return _first_intact(
             identity,
             self._index.locations_in(identity, PackKind.MAPS),
@@ -145,7 +162,7 @@ class MapReader:
         opener = Opener(self._keys.map_key(header.session), self._identifier)
         blob = pack[place.offset : place.offset + place.length]
         node = opener.open(identity, place.plain, place.codec, blob)
-        self._visited.add(name)
+        self.nodes.add(identity)
         return node
 
     def _pack(self, name: str, digest: bytes) -> memoryview:
@@ -330,18 +347,13 @@ class OpenImage:
             self._warn(Problem(name, ObjectDamaged(f"{name} has other bytes than were written")))
         header = Header.decode(bytes(data[:HEADER_SIZE]), Magic.PACK, self._repository.id, name)
         envelope = bytes(data[HEADER_SIZE : HEADER_SIZE + header.envelope_length])
-        opener = self._opener(header, envelope, name)
+        opener = _opener(self._unlocked, self._identifier, header, envelope, name)
 
         def fetch(identity: bytes, place: Location) -> bytes:
             blob = data[place.offset : place.offset + place.length]
             return opener.open(identity, place.plain, place.codec, blob)
 
         return fetch
-
-    def _opener(self, header: Header, envelope: bytes, name: str) -> Opener:
-        session_key = self._unlocked.session_key(header, envelope, name)
-        chunk_key = derive.derive(session_key, header.session, derive.CHUNK)
-        return Opener(chunk_key, self._identifier)
 
     def _open_alone(self, identity: bytes, place: Location) -> bytes:
         name = self._index.pack_name(place)
@@ -353,7 +365,9 @@ class OpenImage:
         if place.length > 2 * MOST_PLAIN:
             raise ObjectDamaged(f"the index names an impossible blob in {name}")
         blob = backend.get_range(name, place.offset, place.length)
-        return self._opener(header, envelope, name).open(identity, place.plain, place.codec, blob)
+        return _opener(self._unlocked, self._identifier, header, envelope, name).open(
+            identity, place.plain, place.codec, blob
+        )
 
     def _another_copy(
         self, identity: bytes, failed: Location, name: str, first: RemetalError
@@ -388,6 +402,27 @@ def open_image(repository: Repository, reference: str, unlocked: Unlocked, warn:
     for problem in problems:
         warn(problem)
     return OpenImage(repository, image, unlocked, index, warn)
+
+
+def pack_opener(unlocked: Unlocked, header: Header, data: bytes, name: str) -> Opener:
+    """Return what opens the blobs of a pack that was read whole.
+
+    Raises:
+        ObjectDamaged: its envelope was changed.
+        RecoveryKeyNeeded: it was written after this key had been removed.
+    """
+    keys = unlocked.keys
+    if header.kind == PackKind.MAPS:
+        return Opener(keys.map_key(header.session), Identifier(keys.map_id_key))
+    envelope = data[HEADER_SIZE : HEADER_SIZE + header.envelope_length]
+    return _opener(unlocked, Identifier(keys.chunk_id_key), header, envelope, name)
+
+
+def _opener(
+    unlocked: Unlocked, identifier: Identifier, header: Header, envelope: bytes, name: str
+) -> Opener:
+    session_key = unlocked.session_key(header, envelope, name)
+    return Opener(derive.derive(session_key, header.session, derive.CHUNK), identifier)
 
 
 def _first_intact(

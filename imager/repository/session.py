@@ -2,20 +2,25 @@
 
 import os
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from imager.errors import ObjectMissing
+import numpy as np
+
+from imager.errors import ContentRemoved, CredentialNeeded, ObjectMissing
 from imager.repository import envelope as envelopes
 from imager.repository import image as image_format
-from imager.repository.chunk import DEFAULT_LEVEL, Codec, Identifier, Sealer
+from imager.repository import pack as pack_format
+from imager.repository.chunk import DEFAULT_LEVEL, ID, Codec, Identifier, Sealer
 from imager.repository.crypto import derive
-from imager.repository.header import ID_SIZE, NO_KIND, Header, Magic, PackKind
+from imager.repository.header import ID_SIZE, NO_KIND, Header, Magic, PackKind, StatementKind
 from imager.repository.image import Manifest, Summary
-from imager.repository.index import MOST_ENTRIES, Segment
+from imager.repository.index import MOST_ENTRIES, NOWHERE, Segment
 from imager.repository.keyring import Credential
-from imager.repository.pack import Entries, PackBuilder
+from imager.repository.pack import Entries, PackBuilder, object_name
+from imager.repository.removals import MARGIN, read_removals
 from imager.repository.repository import Problem, Repository
 from imager.repository.volume_map import Root, Runs, write_tree
 
@@ -55,6 +60,11 @@ class Session:
         repository: where to.
         credential: of the machine; checked against the repository.
         level: of zstd.
+
+    Raises:
+        UntrustedObject: the credential was revoked, or a generation or revocation is not to be
+            believed, so that nobody can say to whom images may be sealed.
+        ObjectDamaged: a generation or revocation is damaged.
     """
 
     def __init__(
@@ -62,11 +72,16 @@ class Session:
     ) -> None:
         self._repository = repository
         self._credential = credential
+        for problem in repository.trust.problems:
+            raise problem
         self._keys = repository.credential_keys(credential)
+        certificate = repository.trust.certificate(credential.certificate, "the credential")
+        if certificate.kind is not StatementKind.CREDENTIAL:
+            raise CredentialNeeded(f"{certificate.name} is an upkeep credential: it adds no images")
         self._session = os.urandom(ID_SIZE)
         session_key = os.urandom(derive.KEY_SIZE)
         self._envelope = envelopes.seal(
-            repository.recipients, repository.id, self._session, session_key
+            [repository.opening_key], repository.id, self._session, session_key
         )
         self._manifest_key = derive.derive(session_key, self._session, derive.MANIFEST)
         self._chunk_sealer = Sealer(derive.derive(session_key, self._session, derive.CHUNK), level)
@@ -74,38 +89,72 @@ class Session:
         self._map_identifier = Identifier(self._keys.map_id_key)
         self.identify = Identifier(self._keys.chunk_id_key).identify
         self._index, self.problems = repository.load_index(self._keys)
-        self._forget_lost_packs()
+        self._forget_packs()
+        self._relied: set[int] = set()
         self._claimed: set[bytes] = set()
         self._lock = threading.Lock()
         self._shelves = {kind: _Shelf() for kind in _HOLDING}
         self.counters = Counters()
 
-    def _forget_lost_packs(self) -> None:
-        """See to it that what lay in packs that are gone is sent again, not counted on."""
+    def _forget_packs(self) -> None:
+        """See to it that what lay in packs that are gone, or may go, is sent again."""
         lost = self._repository.lost_packs(self._index)
-        if lost:
-            self._index = self._index.without(lost)
-            self.problems += [
-                Problem(
-                    name, ObjectMissing(f"{name} is gone or cut off; what it held is sent again")
-                )
-                for name in sorted(lost)
-            ]
+        self.problems += [
+            Problem(name, ObjectMissing(f"{name} is gone or cut off; what it held is sent again"))
+            for name in sorted(lost)
+        ]
+        removals = read_removals(self._repository)
+        self.problems += removals.problems
+        doubtful = removals.doubtful_packs(self._repository.backend.now())
+        if lost or doubtful:
+            self._index = self._index.without(lost | doubtful)
+
+    def _check_relied_packs(self) -> None:
+        """Make sure that no pack this image counts on goes before the image can be seen.
+
+        What was said since the capture began counts, also by keys that are newer than it.
+
+        Raises:
+            ContentRemoved: one may.
+            UntrustedObject: the credential was revoked meanwhile.
+        """
+        opened = self._repository
+        current = Repository.of(opened.backend, opened.id, opened.configuration)
+        certificate = current.trust.certificate(self._credential.certificate, "the credential")
+        current.trust.check_usable(certificate)
+        backend = self._repository.backend
+        names = {object_name(self._index.packs[number][0]) for number in self._relied}
+        # Its own packs, that no image needs yet, a prune may have taken for left behind.
+        names |= {object_name(row[0]) for shelf in self._shelves.values() for row in shelf.stored}
+        gone = names & read_removals(current).vanishing_packs(backend.now())
+        # No clock of a machine that may sleep tells whether a statement came and went meanwhile.
+        gone |= names - {entry.name for entry in backend.list(pack_format.PREFIX)}
+        if gone:
+            raise ContentRemoved(
+                f"the capture took so long that {len(gone)} packs it counted on were removed "
+                "meanwhile, or are about to be; no image was made"
+            )
 
     @property
     def cut_key(self) -> bytes:
         """Decides where chunks are cut."""
         return self._keys.cut_key
 
-    def claim(self, identity: bytes) -> bool:
-        """Whether the caller must send this chunk: nobody has it, and nobody claimed it before."""
+    def claim(self, identities: Sequence[bytes]) -> list[bool]:
+        """Which of these chunks the caller must send: nobody has them, nobody claimed them before.
+
+        An id that is given twice is claimed once.
+        """
+        ids = np.frombuffer(b"".join(identities), dtype=ID)
+        holders = self._index.holders(ids)
+        claimed = []
         with self._lock:
-            if identity in self._claimed:
-                return False
-            if self._index.contains(identity):
-                return False
-            self._claimed.add(identity)
-            return True
+            self._relied.update(np.unique(holders[holders != NOWHERE]).tolist())
+            for identity, is_new in zip(identities, holders == NOWHERE, strict=True):
+                claimed.append(bool(is_new) and identity not in self._claimed)
+                if claimed[-1]:
+                    self._claimed.add(identity)
+        return claimed
 
     def seal(
         self, identity: bytes, plain: bytes | bytearray | memoryview
@@ -128,7 +177,7 @@ class Session:
 
         def store(node: bytes) -> bytes:
             identity = self._map_identifier.identify(node)
-            if identity not in self._claimed and not self._index.contains(identity, PackKind.MAPS):
+            if identity not in self._claimed and not self._is_stored(identity, PackKind.MAPS):
                 self._claimed.add(identity)
                 blob, codec = self._map_sealer.seal(identity, node)
                 self._add(PackKind.MAPS, identity, blob, len(node), codec)
@@ -147,9 +196,11 @@ class Session:
 
         Raises:
             NoRoom: the repository is full; there is no image then.
+            ContentRemoved: packs that the image counts on went, or are about to.
         """
         for kind in _HOLDING:
             self._store_pack(kind)
+        self._check_relied_packs()
         summary = summarise(self._store_indexes(), self.counters)
         image_id, data = image_format.encode(
             self._header(Magic.IMAGE, NO_KIND, len(self._envelope)),
@@ -161,8 +212,18 @@ class Session:
             self._credential.certificate,
             self._credential.signer,
         )
+        looked = _uptime()
+        self._check_relied_packs()
         self._repository.backend.put_new(image_format.PREFIX + image_id, [data])
+        if _uptime() - looked > MARGIN:
+            self._check_relied_packs()
         return image_id, summary
+
+    def _is_stored(self, identity: bytes, kind: PackKind) -> bool:
+        places = self._index.locations_in(identity, kind)
+        if places:
+            self._relied.add(places[0].pack)
+        return bool(places)
 
     def _header(self, magic: Magic, kind: int, envelope_length: int) -> Header:
         return Header(
@@ -196,6 +257,8 @@ class Session:
         names = []
         batch: list[tuple[bytes, PackKind, Entries]] = []
         stored = [row for kind in _HOLDING for row in self._shelves[kind].stored]
+        # What an interrupted capture left and this image needs is found from now on.
+        stored += self._index.unlisted_among(self._relied)
         for number, row in enumerate(stored, 1):
             batch.append(row)
             entries = sum(len(directory) for _, _, directory in batch)
@@ -207,3 +270,8 @@ class Session:
                 names.append(name.rpartition("/")[2])
                 batch = []
         return tuple(names)
+
+
+def _uptime() -> float:
+    """Return seconds that passed for the machine, its sleep included."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)

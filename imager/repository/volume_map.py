@@ -17,7 +17,7 @@ NODE_HEADER_SIZE: Final = 8
 LEAST_RUNS: Final = 256
 MOST_RUNS: Final = 4096
 _CUT_MODULUS: Final = 1024
-_MOST_LEVEL: Final = 8
+MOST_LEVEL: Final = 8
 
 Runs = NDArray[np.void]
 
@@ -103,7 +103,7 @@ def read_tree(root: Root, length: int, load: Callable[[bytes], bytes], what: str
     Raises:
         ObjectDamaged: a node is malformed or the map does not cover the volume.
     """
-    if not 0 <= root.level <= _MOST_LEVEL:
+    if not 0 <= root.level <= MOST_LEVEL:
         raise ObjectDamaged(f"the map of {what} has impossible depth {root.level}")
     pieces: list[Runs] = []
     _read_node(root.id, root.level, length, load, pieces, what)
@@ -118,7 +118,26 @@ def _read_node(
     pieces: list[Runs],
     what: str,
 ) -> None:
-    node = load(identity)
+    found = decode_node(load(identity), level, length, what)
+    if level == 0:
+        pieces.append(found)
+        return
+    for child_length, child in zip(found["length"], found["id"], strict=True):
+        _read_node(child.tobytes(), level - 1, int(child_length), load, pieces, what)
+
+
+def decode_node(node: bytes, level: int, length: int, what: str) -> Runs:
+    """Return the runs of a node (dtype `RUN`): at level 0 of the volume, else its children.
+
+    Args:
+        node: its bytes, verified.
+        level: that it must have.
+        length: bytes that its runs must cover.
+        what: the volume's name, for errors.
+
+    Raises:
+        ObjectDamaged: it is malformed or covers something else.
+    """
     body = len(node) - NODE_HEADER_SIZE
     if (
         node[:NODE_HEADER_SIZE] != NODE_MAGIC + bytes([level, 0, 0, 0])
@@ -130,8 +149,4 @@ def _read_node(
     lengths = [int(value) for value in found["length"]]
     if not all(lengths) or sum(lengths) != length:
         raise ObjectDamaged(f"the map of {what} does not cover it")
-    if level == 0:
-        pieces.append(found)
-        return
-    for child_length, child in zip(lengths, found["id"], strict=True):
-        _read_node(child.tobytes(), level - 1, child_length, load, pieces, what)
+    return found

@@ -1,5 +1,7 @@
 """What every backend promises (`imager.repository.backend.protocol`), against the real thing."""
 
+import errno
+import math
 import multiprocessing
 import os
 import signal
@@ -9,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from imager.errors import NoRoom, ObjectDamaged, ObjectMissing, OutputError
+from imager.errors import NoRoom, ObjectDamaged, ObjectLocked, ObjectMissing, OutputError
+from imager.repository.backend import directory
 from imager.repository.backend.directory import DirectoryBackend
 from imager.repository.backend.protocol import Backend
 
@@ -65,6 +68,26 @@ def test_list(backend: Backend) -> None:
     assert (entry.name, entry.size) == ("images/3", 5)
     assert entry.modified > 0
     assert not [name for name in backend.list("") if "incoming" in name.name]
+
+
+def test_delete(backend: Backend) -> None:
+    backend.put_new("packs/ab/1", [b"one"])
+    backend.put_new("packs/ab/2", [b"two"])
+    backend.delete("packs/ab/1")
+    backend.delete("packs/ab/1")
+    backend.delete("packs/never/there")
+    assert [entry.name for entry in backend.list("packs/")] == ["packs/ab/2"]
+    with pytest.raises(ObjectMissing):
+        backend.get("packs/ab/1")
+    assert backend.put_new("packs/ab/1", [b"again"])
+
+
+def test_clock_is_that_of_the_listing(backend: Backend) -> None:
+    before = backend.now()
+    backend.put_new("images/a", [b"a"])
+    after = backend.now()
+    assert before <= next(iter(backend.list("images/"))).modified <= after
+    assert [entry.name for entry in backend.list("")] == ["images/a"]
 
 
 def _put(backend: Backend, number: int) -> bool:
@@ -133,3 +156,63 @@ def test_stale_temporary_files_go(tmp_path: Path) -> None:
     backend.tidy()
     assert not old.exists()
     assert fresh.exists()
+
+
+def test_what_is_found_done_is_made_durable_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who did it may have been killed before the directory was flushed."""
+    backend = DirectoryBackend(tmp_path)
+    backend.put_new("packs/a", [b"a"])
+    flushed: list[Path] = []
+    monkeypatch.setattr(directory, "_flush_directory", flushed.append)
+    assert not backend.put_new("packs/a", [b"a"])
+    backend.delete("packs/b")
+    assert flushed == [tmp_path / "packs"] * 2
+
+
+def test_a_folder_that_can_not_be_listed_is_not_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = DirectoryBackend(tmp_path)
+    backend.put_new("images/a", [b"a"])
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "scandir", fail)
+    with pytest.raises(ObjectDamaged):
+        list(backend.list("images/"))
+
+
+@pytest.mark.parametrize("attribute", ["+i", "+a"])
+@pytest.mark.parametrize("what", ["packs/ab/1", "packs/ab"])
+def test_what_is_locked_stays_until_the_lock_is_lifted(
+    ext4: Path, attribute: str, what: str
+) -> None:
+    backend = DirectoryBackend(ext4)
+    backend.put_new("packs/ab/1", [b"one"])
+    assert backend.locked_until("packs/ab/1") is None
+    subprocess.run(["chattr", attribute, ext4 / what], check=True)
+    assert backend.locked_until("packs/ab/1") == math.inf
+    with pytest.raises(ObjectLocked, match="packs/ab/1"):
+        backend.delete("packs/ab/1")
+    assert backend.get("packs/ab/1") == b"one"
+    subprocess.run(["chattr", "-i", "-a", ext4 / what], check=True)
+    assert backend.locked_until("packs/ab/1") is None
+    backend.delete("packs/ab/1")
+    assert backend.locked_until("packs/ab/1") is None
+
+
+def test_a_store_whose_folders_only_take_in_can_be_written_to(ext4: Path) -> None:
+    backend = DirectoryBackend(ext4)
+    backend.put_new("images/1", [b"one"])
+    subprocess.run(["chattr", "+a", ext4 / "images"], check=True)
+    backend.put_new("images/2", [b"two"])
+    assert backend.get("images/2") == b"two"
+
+
+def test_nothing_is_locked_where_nothing_can_be(small_filesystem: Path) -> None:
+    backend = DirectoryBackend(small_filesystem)
+    backend.put_new("packs/a", [b"a"])
+    assert backend.locked_until("packs/a") is None

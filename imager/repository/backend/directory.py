@@ -4,24 +4,36 @@ Each object is written beside its place under a temporary name, flushed, linked 
 fails if the name is there: nothing is ever overwritten), and the directory is flushed. Stopped at
 any instant, the worst that is left is a temporary file, which the next writer removes when it is
 a day old.
+
+What the administrator of the filesystem has made immutable or append-only (`chattr +i`, `+a`, on an
+object or on the folder it lies in) is locked until the attribute is lifted.
 """
 
 import contextlib
 import errno
+import fcntl
+import math
 import os
 import secrets
+import struct
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from imager.errors import NoRoom, ObjectDamaged, ObjectMissing, OutputError
+from imager.errors import NoRoom, ObjectDamaged, ObjectLocked, ObjectMissing, OutputError
 from imager.repository.backend.protocol import Buffer, Entry
 
 _INCOMING: Final = "incoming"
 _STALE_SECONDS: Final = 24 * 3600
 _FULL: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _MOST_PARTS: Final = 512  # below IOV_MAX everywhere
+# FS_IOC_GETFLAGS, FS_IMMUTABLE_FL and FS_APPEND_FL of linux/fs.h.
+_GET_FLAGS: Final = 2 << 30 | struct.calcsize("l") << 16 | ord("f") << 8 | 1
+_IMMUTABLE: Final = 0x10
+_APPEND_ONLY: Final = 0x20
+# What filesystems without such attributes say.
+_NO_FLAGS: Final = {errno.ENOTTY, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 
 
 class DirectoryBackend:
@@ -42,17 +54,20 @@ class DirectoryBackend:
     def put_new(self, name: str, parts: Sequence[Buffer]) -> bool:
         """Create an object; see `protocol.Backend.put_new`."""
         target = self._path(name)
-        if target.exists():
-            return False
         incoming = self._root / _INCOMING
         temporary = incoming / f"{target.name[:16]}-{secrets.token_hex(8)}"
         try:
+            if target.exists():
+                # Who made it may have been stopped before its name was durable.
+                _flush_directory(target.parent)
+                return False
             self._make_directory(incoming)
             self._make_directory(target.parent)
             try:
                 _write_durably(temporary, parts)
                 os.link(temporary, target)
             except FileExistsError:
+                _flush_directory(target.parent)
                 return False
             finally:
                 with contextlib.suppress(FileNotFoundError):
@@ -87,19 +102,59 @@ class DirectoryBackend:
 
     def list(self, prefix: str) -> Iterator[Entry]:
         """Yield objects; see `protocol.Backend.list`."""
-        top = self._root / prefix
-        if not top.is_dir():
-            return
-        for folder, folders, files in os.walk(top):
-            folders.sort()
-            for file in sorted(files):
-                path = Path(folder, file)
-                try:
-                    status = path.stat()
-                except FileNotFoundError:
-                    continue
-                name = path.relative_to(self._root).as_posix()
-                yield Entry(name, status.st_size, status.st_mtime)
+        try:
+            yield from self._walk(self._root / prefix)
+        except OSError as error:
+            raise ObjectDamaged(
+                f"{prefix or 'the repository'} can't be listed in {self._root}: {error.strerror}"
+            ) from error
+
+    def delete(self, name: str) -> None:
+        """Remove an object; see `protocol.Backend.delete`."""
+        target = self._path(name)
+        try:
+            # Also a name that is gone already: who removed it may have been stopped before that was durable.
+            target.unlink(missing_ok=True)
+            if target.parent.is_dir():
+                _flush_directory(target.parent)
+        except OSError as error:
+            if self.locked_until(name) is not None:
+                raise ObjectLocked(
+                    f"{name} in {self._root} is immutable or append-only and can't be removed",
+                    hint="`chattr -i -a` on it and on its folder lifts that; then run this again.",
+                ) from error
+            raise OutputError(
+                f"the repository at {self._root} does not let {name} go: {error.strerror}",
+                hint="Check that it can be written to.",
+            ) from error
+
+    def locked_until(self, name: str) -> float | None:
+        """Return infinity for what is immutable; see `protocol.Backend.locked_until`."""
+        target = self._path(name)
+        try:
+            is_kept = target.exists() and (_is_fixed(target) or _is_fixed(target.parent))
+        except OSError as error:
+            raise OutputError(
+                f"the repository at {self._root} does not tell whether {name} may go: "
+                f"{error.strerror}"
+            ) from error
+        return math.inf if is_kept else None
+
+    def now(self) -> float:
+        """Return the clock of the filesystem; see `protocol.Backend.now`."""
+        probe = self._root / _INCOMING / f"clock-{secrets.token_hex(8)}"
+        try:
+            self._make_directory(probe.parent)
+            try:
+                probe.touch(mode=0o600, exist_ok=False)
+                return probe.stat().st_mtime
+            finally:
+                probe.unlink(missing_ok=True)
+        except OSError as error:
+            raise OutputError(
+                f"the repository at {self._root} does not tell its time: {error.strerror}",
+                hint="Check that it can be written to.",
+            ) from error
 
     def tidy(self) -> None:
         """Remove stale temporary files; see `protocol.Backend.tidy`."""
@@ -109,6 +164,20 @@ class DirectoryBackend:
                 with contextlib.suppress(FileNotFoundError):
                     if path.stat().st_mtime < oldest:
                         path.unlink()
+
+    def _walk(self, top: Path) -> Iterator[Entry]:
+        if not top.is_dir():
+            return
+        for folder, folders, files in os.walk(top, onerror=_stop_unless_gone):
+            folders.sort()
+            for file in sorted(files):
+                path = Path(folder, file)
+                try:
+                    status = path.stat()
+                except FileNotFoundError:
+                    continue
+                name = path.relative_to(self._root).as_posix()
+                yield Entry(name, status.st_size, status.st_mtime)
 
     def _path(self, name: str) -> Path:
         if name.startswith("/") or ".." in name.split("/"):
@@ -127,6 +196,31 @@ class DirectoryBackend:
         if isinstance(error, (FileNotFoundError, NotADirectoryError)):
             return ObjectMissing(f"{name} is missing in the repository at {self._root}")
         return ObjectDamaged(f"{name} can't be read in {self._root}: {error.strerror}")
+
+
+def _stop_unless_gone(error: OSError) -> None:
+    """Let no listing be shorter than the store is: what seems not to be there may be removed."""
+    if not isinstance(error, FileNotFoundError):
+        raise error
+
+
+def _is_fixed(path: Path) -> bool:
+    """Whether the filesystem lets nobody remove this, or anything from this directory."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        # The kernel writes an int, whatever the number of the call says.
+        answer = fcntl.ioctl(descriptor, _GET_FLAGS, bytes(struct.calcsize("l")))
+    except OSError as error:
+        if error.errno in _NO_FLAGS:
+            return False
+        raise
+    finally:
+        os.close(descriptor)
+    (flags,) = struct.unpack_from("I", answer)
+    return bool(flags & (_IMMUTABLE | _APPEND_ONLY))
 
 
 def _write_durably(path: Path, parts: Sequence[Buffer]) -> None:

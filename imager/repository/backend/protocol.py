@@ -1,7 +1,7 @@
 """What a backend is: names and bytes, create-only.
 
 Names are relative POSIX paths of lower-case letters, digits, `/`, `-` and `.`. An object appears
-whole or not at all, and once there it never changes.
+whole or not at all, never changes, and goes whole.
 """
 
 from collections.abc import Iterator, Sequence
@@ -37,8 +37,8 @@ class Backend(Protocol):
     def put_new(self, name: str, parts: Sequence[Buffer]) -> bool:
         """Create an object from the joined parts, durably.
 
-        When this returns, the object survives a power cut. When it raises, no object of that
-        name has been made.
+        When this returns, the object survives a power cut. When it raises, there is no object of
+        that name, or it is there whole but may not survive a power cut.
 
         Returns:
             Whether it was created; False when the name was there already (it is left as it is).
@@ -68,7 +68,42 @@ class Backend(Protocol):
         ...
 
     def list(self, prefix: str) -> Iterator[Entry]:
-        """Yield the objects whose name starts with `prefix` (a folder with its slash), by name."""
+        """Yield the objects whose name starts with `prefix` (a folder with its slash), by name.
+
+        Raises:
+            ObjectDamaged: the store can't list all of them.
+        """
+        ...
+
+    def delete(self, name: str) -> None:
+        """Remove an object, durably; a name that is not there is no error.
+
+        Only upkeep calls this, and only for what no image needs or what no longer verifies.
+
+        Raises:
+            ObjectLocked: the store keeps it for now.
+            OutputError: the store does not let it go for another reason.
+        """
+        ...
+
+    def locked_until(self, name: str) -> float | None:
+        """Return until when the store keeps an object, whoever asks to delete it; for any thread.
+
+        Returns:
+            Seconds since the epoch by the store's clock, infinite if the lock ends only when somebody
+            lifts it; None when nothing keeps the object, or there is none.
+
+        Raises:
+            OutputError: the store does not tell.
+        """
+        ...
+
+    def now(self) -> float:
+        """Return the store's clock, comparable with `Entry.modified`.
+
+        Raises:
+            OutputError: the store does not tell.
+        """
         ...
 
     def tidy(self) -> None:

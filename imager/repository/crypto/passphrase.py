@@ -18,6 +18,7 @@ _ITERATIONS: Final = 4
 _LANES: Final = 4
 _MEMORY_KIB: Final = 128 * 1024
 _MOST_MEMORY_KIB: Final = 4 * 1024 * 1024
+_MOST_WORK: Final = 64 * _ITERATIONS * _MEMORY_KIB  # a minute or two on a laptop
 _SALT_SIZE: Final = 16
 
 
@@ -45,6 +46,8 @@ class Stretching:
         """
         if self.memory_kib > _MOST_MEMORY_KIB:
             raise UnsupportedFormat(f"the key asks for {self.memory_kib} KiB of memory to open")
+        if self.iterations * self.memory_kib > _MOST_WORK:
+            raise UnsupportedFormat(f"the key asks for {self.iterations} passes to open")
         try:
             stretch = Argon2id(
                 salt=self.salt,
@@ -53,7 +56,7 @@ class Stretching:
                 lanes=self.lanes,
                 memory_cost=self.memory_kib,
             )
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             raise UnsupportedFormat(f"the key's passphrase parameters are odd: {error}") from error
         return stretch.derive(unicodedata.normalize("NFC", passphrase).encode())
 

@@ -1,10 +1,12 @@
 """Recipients: hybrid ML-KEM-768 + X25519 key pairs and HPKE to them.
 
 Health records stay sensitive longer than today's curves, so a text sealed here stays closed as
-long as either of the two parts holds.
+long as either of the two parts holds. The private half is the seed of X-Wing
+(draft-connolly-cfrg-xwing-kem): 32 bytes, from which both parts are expanded.
 """
 
 import hashlib
+import os
 from dataclasses import dataclass
 from typing import Final
 
@@ -23,7 +25,9 @@ from imager.errors import ObjectDamaged, UnsupportedFormat
 
 ID_SIZE: Final = 16
 PUBLIC_SIZE: Final = 1184 + 32
-PRIVATE_SIZE: Final = 64 + 32
+SEED_SIZE: Final = 32
+_KEM_SEED: Final = 64
+_EXPANDED: Final = _KEM_SEED + 32
 OVERHEAD: Final = 1120 + 16
 
 _SUITE: Final = Suite(KEM.MLKEM768_X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM)
@@ -71,25 +75,23 @@ class RecipientKey:
     """The private half.
 
     Attributes:
-        private: ML-KEM-768 seed (64) and X25519 private key (32).
+        seed: 32 bytes; `SHAKE256(seed, 96)` is the ML-KEM-768 seed (64) and X25519 private key (32).
     """
 
-    private: bytes
+    seed: bytes
 
     @classmethod
     def generate(cls) -> "RecipientKey":
         """Make a new key pair."""
-        return cls(
-            mlkem.MLKEM768PrivateKey.generate().private_bytes_raw()
-            + x25519.X25519PrivateKey.generate().private_bytes_raw()
-        )
+        return cls(os.urandom(SEED_SIZE))
 
     def _parts(self) -> tuple[mlkem.MLKEM768PrivateKey, x25519.X25519PrivateKey]:
-        if len(self.private) != PRIVATE_SIZE:
+        if len(self.seed) != SEED_SIZE:
             raise UnsupportedFormat("the recovery key has the wrong size")
+        expanded = hashlib.shake_256(self.seed).digest(_EXPANDED)
         return (
-            mlkem.MLKEM768PrivateKey.from_seed_bytes(self.private[:64]),
-            x25519.X25519PrivateKey.from_private_bytes(self.private[64:]),
+            mlkem.MLKEM768PrivateKey.from_seed_bytes(expanded[:_KEM_SEED]),
+            x25519.X25519PrivateKey.from_private_bytes(expanded[_KEM_SEED:]),
         )
 
     @property

@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 
 from imager.errors import RemetalError
+from imager.repository.header import HEADER_SIZE
 from imager.repository.keyring import check_owner
 from imager.repository.repository import Problem, Repository
 from imager.repository.retrieval import Unlocked, open_image
 from imager.repository.volume_map import are_chunks
-from imager.upkeep.check import Report, check
+from imager.upkeep.check import check
+from imager.upkeep.check_report import Depth, Report
 from tests.conftest import Tiny
 
 CONTENT = {"disk0/p1": random.Random(7).randbytes(300) + b"words " * 1500 + bytes(100_000)}
@@ -35,7 +37,7 @@ def run_check(tiny: Tiny, expected_id: bytes) -> Report:
     repository = Repository.open(str(tiny.path))
     check_owner(expected_id, repository.id, "the key")
     unlocked = Unlocked(repository, tiny.key)
-    return check(repository, unlocked.keys, lambda _: None, read_data=True)
+    return check(repository, unlocked.keys, lambda _: None, depth=Depth.CIPHERTEXT)
 
 
 def objects(tiny: Tiny) -> list[Path]:
@@ -45,6 +47,15 @@ def objects(tiny: Tiny) -> list[Path]:
 def names_image(error: RemetalError, image: str) -> bool:
     text = error.message + error.hint
     return image[:12] in text or "every image" in text
+
+
+def check_names(tiny: Tiny, expected_id: bytes, image: str, place: str) -> None:
+    try:
+        report = run_check(tiny, expected_id)
+    except RemetalError as error:
+        assert names_image(error, image), place
+    else:
+        assert image in {name for finding in report.findings for name in finding.images}, place
 
 
 def test_flip_every_byte(tiny: Tiny, tmp_path: Path) -> None:
@@ -61,13 +72,9 @@ def test_flip_every_byte(tiny: Tiny, tmp_path: Path) -> None:
             damaged[position] ^= 1 << position % 8
             path.write_bytes(damaged)
             place = f"{path.name[:16]} byte {position}"
-            try:
-                report = run_check(tiny, expected_id)
-            except RemetalError as error:
-                assert names_image(error, image), place
-            else:
-                touched = {name for finding in report.findings for name in finding.images}
-                assert image in touched, place
+            # That each byte is found is held without keys in test_check; here, that images are named.
+            if position < HEADER_SIZE or position % 16 == 0:
+                check_names(tiny, expected_id, image, place)
             said: list[Problem] = []
             try:
                 restored = read_back(tiny, expected_id, image, said)

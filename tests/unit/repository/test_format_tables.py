@@ -7,8 +7,18 @@ import pytest
 
 import imager.repository
 from imager.capture import chunker
-from imager.repository import chunk, envelope, header, image, index, pack, volume_map
-from imager.repository.configuration import SECRETS_SIZE, Configuration, RecipientEntry
+from imager.repository import (
+    chunk,
+    envelope,
+    header,
+    image,
+    index,
+    pack,
+    parity_object,
+    statement,
+    volume_map,
+)
+from imager.repository.configuration import _FIXED_SECRETS, Configuration, RecipientEntry
 from imager.repository.crypto import derive, recipient, sealing, signing
 from imager.repository.image import Manifest, Summary
 
@@ -73,6 +83,18 @@ def test_trailer() -> None:
     assert f"`{pack.TRAILER_MAGIC.decode()}`" in section(7)
 
 
+def test_parity() -> None:
+    prologue, table = offsets(section(13))
+    assert prologue == [(0, 2), (2, 2), (4, 4), (8, 32)]
+    assert table == [(0, 2), (2, 2), (4, 4), (8, 8), (16, 32)]
+    assert sum(size for _, size in prologue) == parity_object.PROLOGUE.size
+    assert sum(size for _, size in table) == parity_object.TABLE.size
+    assert f"block size: {parity_object.BLOCK}" in section(13)
+    assert f"BLAKE3(block)[0:{parity_object.CHECK_SIZE}]" in section(13)
+    assert f"at most {parity_object.MOST_LENGTH >> 20} MiB" in section(13)
+    assert f"`k + m` at most {parity_object.MOST_SHARES}" in section(13)
+
+
 def test_pack_row_of_index() -> None:
     assert f"Pack ({index.PACK.itemsize} bytes)" in section(9)
 
@@ -81,7 +103,8 @@ def test_numbers() -> None:
     assert f"({recipient.PUBLIC_SIZE} bytes)" in section(3)
     assert f"{recipient.OVERHEAD + derive.KEY_SIZE} bytes" in section(4)
     assert f"1 + {envelope.ENTRY_SIZE} × count" in section(4)
-    assert f"`secrets` ({recipient.OVERHEAD + SECRETS_SIZE} bytes)" in section(3)
+    assert f"({_FIXED_SECRETS} + 32 × count bytes)" in section(3)
+    assert f"`secrets` ({recipient.OVERHEAD + _FIXED_SECRETS} + 32 × count bytes)" in section(3)
     assert f"({signing.SIGNATURE_SIZE} bytes)" in section(10)
     assert f"nonce ({sealing.NONCE_SIZE})" in section(7)
     assert f"at most {volume_map.MOST_RUNS}" in section(6)
@@ -123,3 +146,13 @@ def test_documents() -> None:
         assert f'"{field}"' in section(3)
     for field in (*Summary.__struct_fields__, *Manifest.__struct_fields__):
         assert f"`{field}`" in section(10)
+
+
+def test_statements() -> None:
+    rows = dict(re.findall(r"^\| (\d+) \| \w[^|]*\| (.*?) \|", section(11), re.MULTILINE))
+    for kind, body in statement.BODIES.items():
+        text = rows[str(kind.value)]
+        while match := re.match(r"as kind (\d+)", text):
+            text = rows[match[1]]
+        for field in body.__struct_fields__:
+            assert f"`{field}`" in text, (kind, field)

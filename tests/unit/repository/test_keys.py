@@ -73,7 +73,7 @@ def test_a_credential_lists_but_holds_nothing_that_opens(tiny: Tiny, tmp_path: P
         with pytest.raises(ObjectDamaged):
             sealed.open_manifest(secret)
     with pytest.raises(RecoveryKeyNeeded):
-        Unlocked(repository, RecipientKey(tiny.credential.signer.private.ljust(96, b"\0")))
+        Unlocked(repository, RecipientKey(tiny.credential.signer.private))
 
 
 def test_only_retrieval_opens_chunks_and_only_with_a_recovery_key() -> None:

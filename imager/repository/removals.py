@@ -1,0 +1,113 @@
+"""What upkeep is about to remove, as everybody sees it (FORMAT.md section 11, "Removal").
+
+Deletion has two phases. A CONDEMNED statement starts a quarantine, by the store's clock; when it
+is over, and what it names is still not needed, a REMOVED statement is written and the objects go.
+No capture waits for either: it sends again what may vanish before it ends, and looks once more
+right before it writes its image.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+from imager.errors import ObjectMissing, RemetalError
+from imager.repository import statement as statements
+from imager.repository.header import StatementKind
+from imager.repository.pack import object_name
+from imager.repository.repository import Problem, Repository
+from imager.repository.statement import RemovalBody
+
+HOUR: Final = 3600.0
+DAY: Final = 24 * HOUR
+LEAST_QUARANTINE: Final = HOUR
+# A capture that finds less than this left when it ends does not count on the pack.
+MARGIN: Final = HOUR
+KEEP_REMOVED: Final = DAY
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """A CONDEMNED or REMOVED statement.
+
+    Attributes:
+        name: of the object.
+        images: ids, hex.
+        packs: names of objects.
+        begins: when the store took it, seconds since the epoch.
+        ends: when its quarantine is over.
+    """
+
+    name: str
+    images: frozenset[str]
+    packs: frozenset[str]
+    begins: float
+    ends: float
+
+
+@dataclass(frozen=True, slots=True)
+class Removals:
+    """All removals that the repository knows of.
+
+    Attributes:
+        condemned: in quarantine, or past it.
+        removed: carried out, at least in part, not long ago.
+        problems: statements that can't be read or believed.
+    """
+
+    condemned: tuple[Removal, ...]
+    removed: tuple[Removal, ...]
+    problems: tuple[Problem, ...]
+
+    def condemned_since(self) -> dict[str, float]:
+        """Return for each condemned pack when it was condemned first."""
+        since: dict[str, float] = {}
+        for removal in self.condemned:
+            for pack in removal.packs:
+                since[pack] = min(since.get(pack, removal.begins), removal.begins)
+        return since
+
+    def doubtful_packs(self, now: float) -> set[str]:
+        """Return packs that a capture that begins now must not count on."""
+        return self._removed_packs() | {
+            pack
+            for removal in self.condemned
+            if removal.ends - now < max((removal.ends - removal.begins) / 2, 2 * MARGIN)
+            for pack in removal.packs
+        }
+
+    def vanishing_packs(self, now: float) -> set[str]:
+        """Return packs that may be gone before an image that is written now can be seen."""
+        return self._removed_packs() | {
+            pack
+            for removal in self.condemned
+            if removal.ends - now < MARGIN
+            for pack in removal.packs
+        }
+
+    def _removed_packs(self) -> set[str]:
+        return {pack for removal in self.removed for pack in removal.packs}
+
+
+def read_removals(repository: Repository) -> Removals:
+    """Read every removal statement; what vanishes meanwhile was carried out and is left out."""
+    condemned: list[Removal] = []
+    removed: list[Removal] = []
+    problems: list[Problem] = []
+    for entry in repository.backend.list(statements.REMOVALS):
+        try:
+            found = repository.read_statement(entry.name)
+            if not isinstance(found.body, RemovalBody):
+                continue
+            removal = Removal(
+                entry.name,
+                frozenset(found.body.images),
+                frozenset(object_name(bytes.fromhex(pack)) for pack in found.body.packs),
+                entry.modified,
+                entry.modified + found.body.quarantine,
+            )
+        except ObjectMissing:
+            continue
+        except RemetalError as error:
+            problems.append(Problem(entry.name, error))
+            continue
+        (condemned if found.kind is StatementKind.CONDEMNED else removed).append(removal)
+    return Removals(tuple(condemned), tuple(removed), tuple(problems))
