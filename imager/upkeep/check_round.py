@@ -1,0 +1,218 @@
+"""Rounds: reading a large repository over many runs, each with a budget of time.
+
+A round goes through the objects in the order of their names, so it covers every object that was there
+when it began. Where it stopped is remembered in a local file that can be lost at any time: then a
+new round begins. Objects found damaged are looked at again in each run, until they verify or are gone.
+"""
+
+import os
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from imager.errors import ObjectMissing, RemetalError
+from imager.repository.backend.protocol import Backend, Entry
+from imager.repository.repository import now
+from imager.upkeep.check_report import Bad, Depth, Progress
+
+# Memory: an object for each reader and one that waits; packs are at most 64 MiB, parity 128 MiB.
+_READERS: Final = min(8, len(os.sched_getaffinity(0)))
+_IN_FLIGHT: Final = _READERS + 1
+
+Advance = Callable[[int], None]
+Look = Callable[[str, bytes], Bad | None]
+
+
+class _Remembered(msgspec.Struct, forbid_unknown_fields=True):
+    """Where a round stopped.
+
+    Attributes:
+        number: of the round.
+        began: RFC 3339 time.
+        position: every object up to this name was seen; None when the round is complete.
+        damaged: objects that did not verify when they were last read.
+    """
+
+    number: int
+    began: str
+    position: str | None
+    damaged: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """How long a run may take, and where the round is remembered.
+
+    Attributes:
+        seconds: after which no further object is begun; those that are being read are finished.
+        memory: the local file.
+        clock: monotonic, in seconds.
+    """
+
+    seconds: float
+    memory: Path
+    clock: Callable[[], float] = time.monotonic
+
+
+@dataclass(slots=True)
+class Walked:
+    """What one run has seen.
+
+    Attributes:
+        bad: what does not verify, by name.
+        objects: how many verify.
+        read_bytes: how much was read.
+        position: the last object that was begun, in the order of names; empty for none.
+        is_complete: whether nothing was left.
+    """
+
+    bad: dict[str, Bad] = field(default_factory=dict)
+    objects: int = 0
+    read_bytes: int = 0
+    position: str = ""
+    is_complete: bool = True
+
+    def add(self, entry: Entry, result: Future[Bad | None]) -> None:
+        """Count an object that was looked at; one that vanished is passed over."""
+        try:
+            bad = result.result()
+        except ObjectMissing:
+            return
+        self.read_bytes += entry.size
+        if bad is None:
+            self.objects += 1
+        else:
+            self.bad[entry.name] = bad
+
+
+def memory_path(repository: bytes) -> Path:
+    """Return where the rounds of a repository are remembered."""
+    base = os.environ.get("XDG_STATE_HOME")
+    state = Path(base) if base else Path.home() / ".local" / "state"
+    return state / "remetal" / repository.hex() / "check.json"
+
+
+def walk(
+    backend: Backend,
+    entries: Sequence[Entry],
+    look: Look,
+    advance: Advance,
+    is_over: Callable[[], bool] = lambda: False,
+) -> Walked:
+    """Read objects whole, in parallel, and look at each.
+
+    The first object is read in any case. What vanishes meanwhile is passed over.
+
+    Args:
+        backend: where they lie.
+        entries: what to read, in this order.
+        look: says what is wrong with the bytes of an object; called from several threads.
+        advance: told of every byte that was read.
+        is_over: whether no further object shall be begun.
+    """
+    walked = Walked()
+    queue: deque[tuple[Entry, Future[Bad | None]]] = deque()
+
+    def verify(entry: Entry) -> Bad | None:
+        try:
+            data = backend.get(entry.name)
+        except ObjectMissing:
+            raise
+        except RemetalError as error:
+            return Bad(entry.name, error.message)
+        advance(len(data))
+        return look(entry.name, data)
+
+    with ThreadPoolExecutor(_READERS, thread_name_prefix="check") as pool:
+        for entry in entries:
+            while len(queue) >= _IN_FLIGHT:
+                walked.add(*queue.popleft())
+            if walked.position and is_over():
+                walked.is_complete = False
+                break
+            walked.position = entry.name
+            queue.append((entry, pool.submit(verify, entry)))
+        while queue:
+            walked.add(*queue.popleft())
+    return walked
+
+
+def walk_round(
+    backend: Backend,
+    entries: Sequence[Entry],
+    look: Look,
+    advance: Advance,
+    depth: Depth,
+    budget: Budget,
+) -> tuple[Walked, Progress]:
+    """Go on with the round of a depth where the last run stopped, for as long as the budget says.
+
+    Args:
+        backend: where the objects lie.
+        entries: all of them, sorted by name.
+        look: as for `walk`.
+        advance: told of every byte that was read.
+        depth: what `look` does; each has its own round.
+        budget: of time.
+    """
+    start = budget.clock()
+
+    def is_over() -> bool:
+        return budget.clock() - start >= budget.seconds
+
+    rounds = _recall(budget.memory)
+    last = rounds.get(depth.value)
+    if last is None:
+        current = _Remembered(1, now(), "", [])
+    elif last.position is None:
+        current = _Remembered(last.number + 1, now(), "", last.damaged)
+    else:
+        current = last
+    position = current.position or ""
+    suspects = set(current.damaged)
+    # What is past the position is met again in any case.
+    again = walk(backend, [e for e in entries if e.name in suspects], look, advance, is_over)
+    ahead = [e for e in entries if e.name > position and e.name not in suspects]
+    walked = walk(backend, ahead, look, advance, is_over)
+    unseen = {e.name for e in entries if e.name in suspects and e.name > again.position}
+    walked.bad |= again.bad
+    for name in unseen:
+        walked.bad[name] = Bad(name, f"{name} was damaged when it was last read")
+    walked.objects += again.objects
+    walked.read_bytes += again.read_bytes
+    position = max(position, walked.position)
+    done = sum(entry.size for entry in entries if entry.name <= position)
+    total = sum(entry.size for entry in entries)
+    current.position = None if walked.is_complete else position
+    current.damaged = sorted(walked.bad)
+    rounds[depth.value] = current
+    remembered = _remember(budget.memory, rounds)
+    left = 0 if walked.is_complete else max(1, -(-(total - done) // max(walked.read_bytes, 1)))
+    progress = Progress(current.number, current.began, done, total, left, remembered)
+    return walked, progress
+
+
+def _recall(path: Path) -> dict[str, _Remembered]:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, _Remembered])
+    except (OSError, msgspec.MsgspecError):
+        return {}
+
+
+def _remember(path: Path, rounds: dict[str, _Remembered]) -> bool:
+    """Replace the file at once; whether that worked."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+            file.write(msgspec.json.encode(rounds))
+        Path(file.name).replace(path)
+    except OSError:
+        return False
+    return True
