@@ -39,6 +39,18 @@ _GROUP: Final = "remetal.commands"
 _PIPE_WIDTH: Final = 200
 _PLAIN_INTERVAL: Final = 5.0  # seconds between progress lines without a terminal
 
+# Control characters and those that turn the direction of text: names in a repository may hold them,
+# and a terminal would obey.
+_STEERING: Final = dict.fromkeys(
+    (
+        *(code for code in range(0x20) if chr(code) not in "\n\t"),
+        *range(0x7F, 0xA0),
+        *range(0x202A, 0x202F),
+        *range(0x2066, 0x206A),
+    ),
+    "\N{REPLACEMENT CHARACTER}",
+)
+
 Advance = Callable[[int], None]
 
 
@@ -67,12 +79,12 @@ class Output:
     def say(self, text: str = "") -> None:
         """Print a line for people; nothing with `--json`."""
         if not self.as_json:
-            self._out.print(text, markup=False)
+            self._out.print(text.translate(_STEERING), markup=False)
 
     def remark(self, text: str) -> None:
         """Print a line on standard error; nothing with `--quiet`."""
         if not self.quiet:
-            self._err.print(text, markup=False)
+            self._err.print(text.translate(_STEERING), markup=False)
 
     def document(self, data: dict[str, Any]) -> None:
         """Set the verb's result, which is printed when it ends, with `--json` only."""
@@ -101,12 +113,13 @@ class Output:
             justify: JustifyMethod = "right" if column != title else "left"
             table.add_column(title, justify=justify, overflow="fold")
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*(cell.translate(_STEERING) for cell in row))
         self._out.print(table, markup=False, soft_wrap=False)
 
     def tree(self, tree: Tree) -> None:
         """Print a tree."""
         if not self.as_json:
+            _calm(tree)
             self._out.print(tree, soft_wrap=False)
 
     @contextmanager
@@ -131,6 +144,14 @@ class Output:
                 yield lambda count: bar.advance(task, count)
         else:
             yield _PlainProgress(title, total, self.remark).advance
+
+
+def _calm(tree: Tree) -> None:
+    """Replace what would steer a terminal in a tree's labels."""
+    if isinstance(tree.label, str):
+        tree.label = tree.label.translate(_STEERING)
+    for child in tree.children:
+        _calm(child)
 
 
 class _PlainProgress:
@@ -211,6 +232,7 @@ def cli(debug: bool) -> None:
       remetal capture /srv/images           save this machine
       remetal media build -o rescue.iso     make the rescue medium
       remetal drill /srv/images latest      prove that it comes back
+      remetal prune /srv/images             let go of what is no longer kept
     On the worst day: boot the medium and follow it, or
       remetal restore REPO IMAGE
 
@@ -232,9 +254,10 @@ def _translate(problem: RemetalError | OSError) -> RemetalError:
 
 def _fail(error: RemetalError) -> int:
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    console.print(f"remetal: {error.message}", style="bold red", markup=False)
+    message = f"remetal: {error.message}".translate(_STEERING)
+    console.print(message, style="bold red", markup=False)
     if error.hint:
-        console.print(error.hint, markup=False)
+        console.print(error.hint.translate(_STEERING), markup=False)
     return error.exit_code
 
 

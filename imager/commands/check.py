@@ -1,108 +1,198 @@
 """`remetal check`: is every image complete and intact?"""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import click
 
+from imager.commands.retention_options import seconds
 from imager.commands.secrets import (
     credential_option,
+    load_credential,
     load_group_keys,
     load_recovery_key,
     recovery_options,
 )
 from imager.console import Output, verb
-from imager.errors import ChecksFailed
+from imager.errors import ChecksFailed, CredentialNeeded, UsageError
+from imager.repository.keyring import GroupKeys
 from imager.repository.repository import Repository
+from imager.repository.retrieval import Unlocked
 from imager.units import format_size
-from imager.upkeep.check import Finding, Report, data_size
 from imager.upkeep.check import check as run_check
+from imager.upkeep.check import data_size
+from imager.upkeep.check_report import Depth, Fault, Finding, Progress, Report
+from imager.upkeep.check_round import Budget, memory_path
 
 
 @click.command()
 @click.argument("repo")
-@click.option("--read-data", is_flag=True, help="Read every pack, and compare each byte.")
+@click.option(
+    "--ciphertext", is_flag=True, help="Read every object, and compare each byte; no key needed."
+)
+@click.option("--full", is_flag=True, help="Also open every chunk, with the recovery key.")
+@click.option(
+    "--budget",
+    callback=seconds,
+    metavar="DURATION",
+    help="Stop after this time (30m, 2h), and go on there the next time.",
+)
 @credential_option
 @recovery_options
 @verb
 def check(
     out: Output,
     repo: str,
-    read_data: bool,
+    ciphertext: bool,
+    full: bool,
+    budget: int | None,
     credential: Path | None,
     recovery_key: Path | None,
     passphrase_file: Path | None,
 ) -> None:
     """Check that every image in REPO is complete, intact and what it says.
 
-    Without --read-data the structure is checked: images, signatures, maps, indexes, and that each
-    chunk's pack is there. With it every byte of every pack is compared too; a capture credential
-    is enough for both. With --recovery-key besides, every chunk is also opened.
+    Without an option the structure is checked, with a credential: images, signatures, maps, indexes,
+    and that each chunk's pack is there. With --ciphertext every byte of every object is compared; that
+    needs no key, so it can run where the repository is stored; with a credential it names the images
+    that damage touches. With --full every chunk is opened besides, with the recovery key.
+
+    With --budget a large repository is walked over many runs. Where the last one stopped is kept in
+    ~/.local/state/remetal; if that is lost, the round begins anew.
 
     \b
     Examples:
       remetal check /srv/images
-      remetal check /srv/images --read-data --recovery-key recovery.key
+      remetal check /srv/images --ciphertext --budget 30m
+      remetal check /srv/images --full --recovery-key recovery.key
     """
+    if ciphertext and full:
+        raise UsageError("--full compares each byte too: give --ciphertext or --full, not both")
+    if budget is not None and not (ciphertext or full):
+        raise UsageError("--budget is for --ciphertext and --full: the structure is always quick")
     repository = Repository.open(repo)
-    unlocked = None
-    if recovery_key is not None:
+    depth = Depth.FULL if full else Depth.CIPHERTEXT if ciphertext else Depth.STRUCTURE
+    unlocked: Unlocked | None = None
+    keys: GroupKeys | None
+    if full:
         unlocked = load_recovery_key(out, repository, recovery_key, passphrase_file)
         keys = unlocked.keys
+    elif ciphertext and recovery_key is None:
+        keys = _keys_if_any(repository, credential)
     else:
-        keys = load_group_keys(out, repository, credential, None, passphrase_file)
-    total = data_size(repository) if read_data else 0
+        keys = load_group_keys(out, repository, credential, recovery_key, passphrase_file)
+    limit = None if budget is None else Budget(budget, memory_path(repository.id))
+    total = 0 if depth is Depth.STRUCTURE else data_size(repository)
     with out.progress("check", total) as advance:
-        report = run_check(
-            repository,
-            keys,
-            advance,
-            read_data=read_data,
-            unlocked=unlocked if read_data else None,
-        )
+        report = run_check(repository, keys, advance, depth=depth, unlocked=unlocked, budget=limit)
     _tell(out, report)
     if report.findings:
-        touched = {image for finding in report.findings for image in finding.images}
-        lost = {
-            image
-            for finding in report.findings
-            if not finding.repairable
-            for image in finding.images
-        }
-        raise ChecksFailed(
-            f"{len(report.findings)} objects are damaged or missing; {len(touched)} of "
-            f"{report.images} images are touched, {len(lost)} of them can't be restored whole",
-            hint="Bring the objects named above back from another copy of the repository.",
-        )
+        raise ChecksFailed(_summary(report), hint=f"Run `remetal repair {repo}`.")
+
+
+def _keys_if_any(repository: Repository, credential: Path | None) -> GroupKeys | None:
+    """Return the group's keys if a credential is given or lies where it is looked for."""
+    try:
+        return repository.credential_keys(load_credential(repository, credential))
+    except CredentialNeeded:
+        if credential is not None:
+            raise
+        return None
+
+
+def _summary(report: Report) -> str:
+    count = len(report.findings)
+    if report.images is None:
+        return f"{count} objects are damaged; without keys nobody knows which images that touches"
+    touched = {image for finding in report.findings for image in finding.images}
+    lost = {
+        image for finding in report.findings if not finding.repairable for image in finding.images
+    }
+    return (
+        f"{count} objects are damaged or missing; {len(touched)} of {report.images} images are "
+        f"touched, {len(lost)} of them can't be restored whole as it is"
+    )
 
 
 def _tell(out: Output, report: Report) -> None:
-    out.document(
-        {
-            "images": report.images,
-            "objects": report.objects,
-            "read_bytes": report.read_bytes,
-            "opened_chunks": report.opened_chunks,
-            "findings": [
-                {
-                    "object": finding.name,
-                    "message": finding.message,
-                    "images": finding.images,
-                    "repairable": finding.repairable,
-                }
-                for finding in report.findings
-            ],
-        }
-    )
+    out.document(_document(report))
     for finding in report.findings:
-        out.say(_sentence(finding))
-    read = f", {format_size(report.read_bytes)} of packs read" if report.read_bytes else ""
+        out.say(_sentence(finding, named=report.images is not None))
+    images = "" if report.images is None else f"{report.images} images, "
+    read = f", {format_size(report.read_bytes)} read and compared" if report.read_bytes else ""
     chunks = f", {report.opened_chunks} chunks opened" if report.opened_chunks else ""
-    out.say(f"{report.images} images, {report.objects} objects verified{read}{chunks}.")
-    if not report.findings:
+    out.say(f"{images}{report.objects} objects verified{read}{chunks}.")
+    if report.orphan_packs:
+        out.say(
+            f"{report.orphan_packs} packs ({format_size(report.orphan_bytes)}) are not in any index "
+            "yet: of captures that run or were interrupted. That is no damage."
+        )
+    if report.unopened_packs:
+        out.say(
+            f"{report.unopened_packs} packs can't be opened with this key; their bytes are right."
+        )
+    if report.strange:
+        out.say(
+            f"{len(report.strange)} files are no objects of a repository, such as {report.strange[0]}."
+        )
+    if report.progress is not None:
+        out.say(_round(report.progress))
+    if report.findings:
+        return
+    if report.progress is not None and report.progress.runs_left:
+        out.say("All that was read is well.")
+    else:
         out.say("All is well.")
+    if report.depth is Depth.CIPHERTEXT:
+        out.say(
+            "This does not prove that the content opens to what was captured: `check --full` does."
+        )
 
 
-def _sentence(finding: Finding) -> str:
+def _document(report: Report) -> dict[str, object]:
+    progress = report.progress
+    return {
+        "depth": report.depth.value,
+        "images": report.images,
+        "objects": report.objects,
+        "read_bytes": report.read_bytes,
+        "opened_chunks": report.opened_chunks,
+        "orphan_packs": report.orphan_packs,
+        "orphan_bytes": report.orphan_bytes,
+        "unopened_packs": report.unopened_packs,
+        "strange": report.strange,
+        "round": None if progress is None else {**asdict(progress), "percent": progress.percent},
+        "findings": [
+            {
+                "object": finding.name,
+                "fault": finding.fault.value,
+                "message": finding.message,
+                "images": finding.images,
+                "machines": finding.machines,
+                "repairable": finding.repairable,
+                "writer": finding.writer,
+            }
+            for finding in report.findings
+        ],
+    }
+
+
+def _sentence(finding: Finding, *, named: bool) -> str:
+    text = f"{finding.name}: {finding.message}"
+    if finding.fault is Fault.LIE:
+        text += f"; it lies as it was written, by {finding.writer or 'unknown'}"
+    if not named:
+        return text
     images = ", ".join(image[:12] for image in finding.images) or "none"
+    machines = f" of {', '.join(finding.machines)}" if finding.machines else ""
     still = " (they still restore without it)" if finding.repairable and finding.images else ""
-    return f"{finding.name}: {finding.message}; images touched: {images}{still}"
+    return f"{text}; images touched: {images}{machines}{still}"
+
+
+def _round(progress: Progress) -> str:
+    text = f"Round {progress.number}: {progress.percent} % done, began {progress.began[:10]}"
+    if progress.runs_left:
+        text += f", all of it seen in about {progress.runs_left} more runs like this"
+    if not progress.remembered:
+        text += "; it could not be remembered, so the next run begins anew"
+    return text + "."

@@ -1,5 +1,7 @@
 """`remetal images`: list what is in a repository."""
 
+import time
+from collections import defaultdict
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -8,7 +10,9 @@ import msgspec
 
 from imager.commands.secrets import credential_option, load_group_keys, recovery_options
 from imager.console import Output, verb
+from imager.repository.removals import read_removals
 from imager.repository.repository import Repository
+from imager.repository.standing import read_standing
 from imager.units import format_size
 
 
@@ -35,6 +39,7 @@ def images(
     repository = Repository.open(repo)
     keys = load_group_keys(out, repository, credential, recovery_key, passphrase_file)
     found, problems = repository.images(keys)
+    notes = _notes(repository)
     out.document(
         {
             "images": [
@@ -42,6 +47,7 @@ def images(
                     "image": image.id,
                     "stored_at": _time(image.modified),
                     "signed_by": image.certificate.name,
+                    "notes": notes.get(image.id, []),
                     **msgspec.to_builtins(image.summary),
                 }
                 for image in found
@@ -52,7 +58,7 @@ def images(
         }
     )
     out.table(
-        ("image", "machine", "stored", "source", ">used", ">added"),
+        ("image", "machine", "stored", "source", ">used", ">added", "notes"),
         [
             (
                 image.id[:12],
@@ -61,6 +67,7 @@ def images(
                 image.summary.source,
                 format_size(image.summary.used_bytes),
                 format_size(image.summary.stored_bytes),
+                ", ".join(notes.get(image.id, [])),
             )
             for image in found
         ],
@@ -69,6 +76,22 @@ def images(
         out.say("There is no image yet; `remetal capture` makes one.")
     for problem in problems:
         out.remark(f"warning: {problem.error.message}")
+
+
+def _notes(repository: Repository) -> dict[str, list[str]]:
+    """Return by image id what was said about it."""
+    found: defaultdict[str, list[str]] = defaultdict(list)
+    standing = read_standing(repository)
+    for image in standing.drilled:
+        found[image].append("passed a drill")
+    # The store's clock is learnt by writing there, and listing must work where nothing can be
+    # written. What prune removes goes by the store's clock.
+    for image, reasons in standing.reasons(time.time()).items():
+        found[image] += reasons
+    for removal in read_removals(repository).condemned:
+        for image in removal.images:
+            found[image].append(f"may go from {_time(removal.ends)} on")
+    return found
 
 
 def _time(seconds: float) -> str:

@@ -13,7 +13,7 @@ from imager.commands.secrets import (
     passphrase_option,
 )
 from imager.console import Output, verb
-from imager.errors import OutputExists
+from imager.errors import OutputExists, RemetalError, UsageError
 from imager.repository.configuration import Secrets
 from imager.repository.crypto.recipient import Recipient, RecipientKey
 from imager.repository.keyring import Credential, LockedRecoveryKey, NamedRecipient
@@ -74,6 +74,8 @@ def init(
 def _for_recipients(repo: str, paths: tuple[Path, ...], name: str, keys_dir: Path | None) -> _Made:
     named = [NamedRecipient.read(path) for path in paths]
     chosen = [(key.label, key.recipient) for key in named]
+    if len({recipient.id for _, recipient in chosen}) < len(chosen):
+        raise UsageError("the same recovery key was given twice", hint="Nothing was made.")
     return _make(repo, chosen, None, "", name, keys_dir)
 
 
@@ -107,10 +109,18 @@ def _make(
 
     try:
         repository = Repository.create(repo, recipients, keep)
-        repository.publish(issued[0])
     except BaseException:
         for path in written:
             path.unlink(missing_ok=True)
+        raise
+    try:
+        repository.publish(issued[0])
+    except RemetalError as error:
+        # The repository is there, so its keys stay; the images of the credential make it known too.
+        error.hint = (
+            f"The repository and its keys were made ({written[-1].parent}); only the list of "
+            "credentials lacks the first one, until it has captured something."
+        )
         raise
     return _Made(
         repository,

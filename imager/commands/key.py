@@ -4,16 +4,20 @@ from pathlib import Path
 
 import click
 
+from imager.commands.key_credentials import list_keys, revoke
+from imager.commands.key_pages import join, split
+from imager.commands.key_recipients import add, remove
 from imager.commands.secrets import (
+    check_current,
     load_recovery_key,
     new_passphrase,
     passphrase_option,
     recovery_options,
 )
 from imager.console import Output, verb
-from imager.errors import OutputExists
 from imager.repository.crypto.recipient import RecipientKey
-from imager.repository.keyring import LockedRecoveryKey, NamedRecipient
+from imager.repository.header import StatementKind
+from imager.repository.keyring import LockedRecoveryKey, check_new, public_path
 from imager.repository.repository import Repository
 
 _NEW_FILE = click.Path(dir_okay=False, path_type=Path)
@@ -21,7 +25,11 @@ _NEW_FILE = click.Path(dir_okay=False, path_type=Path)
 
 @click.group()
 def key() -> None:
-    """Make recovery keys and capture credentials."""
+    """Recovery keys and credentials: make, list, add, remove, revoke, split, join."""
+
+
+for _verb in (list_keys, add, remove, revoke, split, join):
+    key.add_command(_verb)
 
 
 @key.command()
@@ -39,14 +47,11 @@ def new(out: Output, file: Path, label: str, passphrase_file: Path | None) -> No
       remetal key new board.key --label "key of the board"
       remetal init /srv/images --recovery-recipient board.key.pub
     """
-    public = file.with_name(file.name + ".pub")
-    for path in (file, public):
-        if path.exists():
-            raise OutputExists(f"{path} is there already, and keys are never overwritten")
+    for path in (file, public_path(file)):
+        check_new(path)
     secret = new_passphrase(out, passphrase_file)
     locked = LockedRecoveryKey.lock(RecipientKey.generate(), secret, label, None)
-    locked.write(file)
-    NamedRecipient(label, locked.recipient).write(public)
+    public = locked.write_with_public(file)
     recipient = locked.recipient.id.hex()
     out.document({"recovery_key": str(file), "public_part": str(public), "recipient": recipient})
     out.say(f"Made the recovery key {file} ({recipient}).")
@@ -58,6 +63,12 @@ def new(out: Output, file: Path, label: str, passphrase_file: Path | None) -> No
 @click.argument("repo")
 @click.argument("file", type=_NEW_FILE)
 @click.option("--name", required=True, help="What people call it, usually the machine's name.")
+@click.option(
+    "--upkeep",
+    is_flag=True,
+    help="It may prune, hold and record drills, and adds no images; for the machine that does "
+    "upkeep, as upkeep.credential beside its other keys.",
+)
 @recovery_options
 @verb
 def credential(
@@ -65,21 +76,27 @@ def credential(
     repo: str,
     file: Path,
     name: str,
+    upkeep: bool,
     recovery_key: Path | None,
     passphrase_file: Path | None,
 ) -> None:
-    """Make another capture credential for REPO in FILE.
+    """Make another capture credential for REPO in FILE, or an upkeep credential.
 
     \b
     Example:
       remetal key credential /srv/images web1.credential --name web1
     """
-    if file.exists():
-        raise OutputExists(f"{file} is there already, and keys are never overwritten")
+    check_new(file)
     repository = Repository.open(repo)
     unlocked = load_recovery_key(out, repository, recovery_key, passphrase_file)
-    made = repository.new_credential(unlocked.secrets, name)
-    made.write(file)
+    check_current(unlocked)
+    kind = StatementKind.UPKEEP if upkeep else StatementKind.CREDENTIAL
+    made = repository.new_credential(unlocked.secrets, name, kind)
+    # Known first: a credential that nobody could list could not be revoked.
     repository.publish(made)
+    made.write(file)
     out.document({"credential": str(file), "name": name})
-    out.say(f"Made the capture credential {file} for {name}. It adds images and opens none.")
+    if upkeep:
+        out.say(f"Made the upkeep credential {file} for {name}. It may prune, and opens no image.")
+    else:
+        out.say(f"Made the capture credential {file} for {name}. It adds images and opens none.")

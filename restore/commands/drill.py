@@ -13,13 +13,14 @@ from imager.commands.secrets import (
     ask,
     default_folder,
     read_passphrase,
-    recovery_options,
+    recovery_key_options,
 )
 from imager.console import Output, verb
-from imager.errors import DrillFailed, RecoveryKeyNeeded, UsageError
+from imager.errors import DrillFailed, RecoveryKeyNeeded, RemetalError, UsageError
 from imager.repository.repository import Repository
 from restore.drill import accelerator, fixture, report, run
 from restore.drill.bring_back import Settings
+from restore.drill.record import record
 from restore.drill.report import Outcome, Result
 from restore.drill.scenario import Medium
 from restore.drill.vm_spec import Accelerator, Firmware
@@ -80,7 +81,7 @@ from restore.drill.vm_spec import Accelerator, Firmware
     help="Write report.json and a picture of the time, timeline.svg, into this folder.",
 )
 @click.option("--verbose", is_flag=True, help="Show the consoles of the virtual machines.")
-@recovery_options
+@recovery_key_options
 @verb
 def drill(
     out: Output,
@@ -136,6 +137,7 @@ def drill(
     )
     if subject is not None:
         results = [run.drill_image(subject, choices, settings)]
+        _record(out, subject, results[0])
     else:
         results = [run.drill_fixture(name, choices, settings) for name in fixtures]
     _tell(out, results, report_folder)
@@ -157,6 +159,16 @@ def _subject(
     if secret is None:
         secret = ask(f"Passphrase of {key}")
     return run.open_subject(repo, image, key, secret)
+
+
+def _record(out: Output, subject: run.Subject, result: Result) -> None:
+    try:
+        done = record(subject, result)
+    except RemetalError as error:
+        out.remark(f"warning: the drill was not noted in the repository: {error.message}")
+        return
+    if not done:
+        out.remark("The drill was not noted in the repository: its recovery key was removed there.")
 
 
 def _accelerator(out: Output, choices: run.Choices) -> Accelerator:

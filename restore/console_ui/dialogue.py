@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Final
 
 from imager import blockdev
-from imager.commands.secrets import load_recovery_key
-from imager.errors import RemetalError, SecretError, TargetError
+from imager.commands.secrets import ask_pages, load_recovery_key, remark_problems
+from imager.errors import RemetalError, SecretError, TargetError, UnsupportedFormat
 from imager.layout.machine import Machine
 from imager.repository.image import SealedImage
 from imager.repository.repository import Repository
@@ -31,6 +31,7 @@ OVERWRITE: Final = "overwrite"
 _DISKS: Final = "disks"
 _LOOK: Final = "look"
 _PATH: Final = "path"
+_PAGES: Final = "pages"
 _OTHER_PLACES: Final = {
     _LOOK: "look again, after attaching a disk",
     _PATH: "give the path of a repository",
@@ -126,16 +127,25 @@ class Dialogue:
             chosen = self._terminal.choose(
                 "Recovery keys:" if keys else "No recovery key was found.",
                 [str(key) for key in keys],
-                {_PATH: "give the path of another one"},
+                {_PATH: "give the path of another one", _PAGES: "type or scan recovery pages"},
             )
-            key = (
+            try:
+                if chosen == _PAGES:
+                    remark_problems(self._terminal.out, repository)
+                    self._terminal.say(f"While words are asked for: /{AGAIN}, /{SHELL}.")
+                    key = ask_pages(self._terminal.say, self._terminal.ask_words)
+                    return Unlocked(repository, key)
+            except SecretError as error:
+                self._explain(error)
+                continue
+            path = (
                 Path(self._terminal.ask("Path of the recovery key"))
                 if isinstance(chosen, str)
                 else keys[chosen]
             )
             try:
-                return load_recovery_key(self._terminal.out, repository, key, None)
-            except SecretError as error:
+                return load_recovery_key(self._terminal.out, repository, path, None)
+            except (SecretError, UnsupportedFormat) as error:
                 self._explain(error)
 
     def _choose_image(self, repository: Repository, unlocked: Unlocked) -> SealedImage:

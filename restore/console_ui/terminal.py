@@ -43,6 +43,17 @@ class Terminal:
         Raises:
             LeaveToShell, StartAgain: as the class says.
         """
+        return self._ask(question, "")
+
+    def ask_words(self, question: str) -> str:
+        """Ask for words of recovery pages, where `again` is one: here it is `/again`, and `/shell`.
+
+        Raises:
+            LeaveToShell, StartAgain: as the class says.
+        """
+        return self._ask(question, "/")
+
+    def _ask(self, question: str, prefix: str) -> str:
         while True:
             try:
                 answer: str = click.prompt(question, default="", show_default=False)
@@ -50,9 +61,9 @@ class Terminal:
                 self.say()
                 raise LeaveToShell from error
             words = answer.strip()
-            if words.lower() == SHELL:
+            if words.lower() == prefix + SHELL:
                 raise LeaveToShell
-            if words.lower() == AGAIN:
+            if words.lower() == prefix + AGAIN:
                 raise StartAgain
             if words:
                 return words

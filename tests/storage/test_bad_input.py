@@ -259,7 +259,7 @@ def test_corrupted_pack(place: Place) -> None:
     with packs[-1].open("r+b") as file:
         file.seek(packs[-1].stat().st_size // 2)
         file.write(b"rot" * 1000)
-    found = remetal("check", place.repository, "--read-data", *place.credential)
+    found = remetal("check", place.repository, "--ciphertext", *place.credential)
     assert found.code == ChecksFailed.exit_code
     assert place.image[:12] in found.out
     target = place.folder / "target.img"
