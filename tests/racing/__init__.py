@@ -1,0 +1,1 @@
+"""Real processes that race on one repository."""
