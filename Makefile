@@ -1,6 +1,7 @@
 # Two commands do all, on a fresh Debian 12 with root:
 #   make drill   set up, then: capture real machines, destroy them, restore them from the ISO, boot
 #   make test    set up, then: all tests that fit into a short run
+# And: make test-all, make torture, make fuzz, make bench-scale, make lint.
 # Everything is built below .cache/ and .venv/; `make clean` removes both.
 
 SHELL := /bin/bash
@@ -8,7 +9,7 @@ PYTHON ?= $(firstword $(wildcard /usr/bin/python3.11 /usr/bin/python3) python3)
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup drill test test-all lint clean
+.PHONY: help setup drill test test-all torture bench-scale lint fuzz clean
 
 help:
 	@sed -n 's/^# \?//p;/^$$/q' Makefile
@@ -28,8 +29,24 @@ test: setup
 test-all: setup
 	$(BIN)/pytest
 
+# Stops capture, prune, check, repair and parity at every file-system operation in turn;
+# `.venv/bin/python -m tests.torture --help` tells how to repeat a single point.
+torture: setup
+	$(BIN)/python -m tests.torture
+
+# Memory and time of the index of 16 TiB (6 GB of input below .cache/, made once); SCALE=0.01 is a short run.
+SCALE ?= 1
+bench-scale: setup
+	nice $(BIN)/python -m tests.benchmarks.scale --scale $(SCALE)
+
 lint: setup
 	$(BIN)/pytest tests/unit/test_linters.py
+
+# What fuzzing finds is kept below .cache/fuzz and printed; FUZZ_SECONDS is for all targets together.
+FUZZ_SECONDS ?= 600
+
+fuzz: setup
+	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS)
 
 clean:
 	rm -rf .venv .cache build *.egg-info
