@@ -106,6 +106,16 @@ def test_a_held_image_stays_until_it_is_released(place: Path) -> None:
     assert images(place) == {new}
 
 
+def test_a_hold_that_can_not_be_read_stops_a_prune(place: Path) -> None:
+    old, _ = capture(place, "web"), capture(place, "web")
+    run(place, "hold", "repo", old[:8], "--reason", "court case 12", "--json")
+    held = json.loads(run(place, "hold", "repo", "--json"))["holds"][0]["hold"]
+    path = place / "repo" / "statements" / held
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    run(place, "prune", "repo", "--keep-last", "1", code=18)
+    assert not (place / "repo" / "removals").exists()
+
+
 def test_held_in_quarantine_an_image_is_rescued(place: Path) -> None:
     old, new = capture(place, "web"), capture(place, "web")
     run(place, "prune", "repo", "--keep-last", "1")

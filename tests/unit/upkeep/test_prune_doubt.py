@@ -20,6 +20,7 @@ from imager.upkeep import membership, parity
 from imager.upkeep.prune import plan
 from imager.upkeep.prune_execute import execute
 from tests.conftest import Tiny
+from tests.unit.upkeep.covered_repository import no_keys, run
 from tests.unit.upkeep.test_prune import age, content, data, packs, planned, prune
 
 
@@ -240,3 +241,24 @@ def test_of_two_copies_of_a_map_the_rotten_one_goes(tiny: Tiny, tmp_path: Path) 
         prune(tiny)
         age(tiny)
     assert content(tiny.open(), tiny, image) == text
+
+
+@pytest.mark.parametrize("damage", ["lost", "rotten"])
+def test_a_revocation_comes_back_from_parity(tiny: Tiny, tmp_path: Path, damage: str) -> None:
+    tiny.add({"a": data()}, tmp_path)
+    repository = tiny.open()
+    unlocked = Unlocked(repository, tiny.key)
+    membership.revoke(
+        repository, membership.plan_revocation(repository, unlocked, "test machine", "gone")
+    )
+    backend, identity = repository.backend, repository.id
+    parity.execute(backend, identity, parity.plan(backend, identity), lambda _: None)
+    (path,) = (tiny.path / "revocations").iterdir()
+    before = path.read_bytes()
+    if damage == "lost":
+        path.unlink()
+    else:
+        path.write_bytes(before[:-1] + b"?")
+    run(tiny, keys=no_keys)
+    assert path.read_bytes() == before
+    assert tiny.open().trust.revocations
