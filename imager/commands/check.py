@@ -57,19 +57,19 @@ def check(
     needs no key, so it can run where the repository is stored; with a credential it names the images
     that damage touches. With --full every chunk is opened besides, with the recovery key.
 
-    With --budget a large repository is walked over many runs. Where the last one stopped is kept in
+    With --budget (and --ciphertext, unless --full is given) a large repository is walked over many runs. Where the last one stopped is kept in
     ~/.local/state/remetal; if that is lost, the round begins anew.
 
     \b
     Examples:
       remetal check /srv/images
-      remetal check /srv/images --ciphertext --budget 30m
+      remetal check /srv/images --budget 30m
       remetal check /srv/images --full --recovery-key recovery.key
     """
     if ciphertext and full:
         raise UsageError("--full compares each byte too: give --ciphertext or --full, not both")
-    if budget is not None and not (ciphertext or full):
-        raise UsageError("--budget is for --ciphertext and --full: the structure is always quick")
+    # The structure is always quick, so a budget means the bytes.
+    ciphertext = ciphertext or (budget is not None and not full)
     repository = Repository.open(repo)
     depth = Depth.FULL if full else Depth.CIPHERTEXT if ciphertext else Depth.STRUCTURE
     unlocked: Unlocked | None = None

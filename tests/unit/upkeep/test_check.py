@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from click.testing import CliRunner
 
+from imager.commands.check import check as check_command
 from imager.errors import RemetalError
 from imager.repository import pack as pack_format
 from imager.repository.chunk import Identifier
@@ -258,3 +261,14 @@ def test_batched_look_ups_agree_with_a_simple_reference(tiny: Tiny, tmp_path: Pa
         below = walk.volume(volume)
         assert below.packs == below.alone == simple
         assert not below.missing
+
+
+def test_a_budget_alone_means_every_byte(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny.add({"a": b"content" * 10_000}, tmp_path)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    done = CliRunner().invoke(check_command, [str(tiny.path), "--budget", "30m", "--json"])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["depth"] == "ciphertext"
