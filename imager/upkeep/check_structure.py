@@ -194,7 +194,8 @@ class _Examination:
         for name in list(self._bad):
             if name.startswith(pack_format.PREFIX) and name not in sizes:
                 del self._bad[name]
-        for name, needed in index.sizes_needed().items():
+        for pack, needed in enumerate(index.sizes_needed().tolist()):
+            name = index.name(pack)
             if name not in sizes:
                 self._bad[name] = Bad(name, "this pack is missing", Fault.MISSING)
             elif sizes[name] < needed:

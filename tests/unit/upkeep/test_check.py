@@ -12,7 +12,6 @@ from click.testing import CliRunner
 
 from imager.commands.check import check as check_command
 from imager.errors import RemetalError
-from imager.repository import pack as pack_format
 from imager.repository.chunk import Identifier
 from imager.repository.header import PackKind
 from imager.repository.repository import Repository
@@ -249,7 +248,7 @@ def test_batched_look_ups_agree_with_a_simple_reference(tiny: Tiny, tmp_path: Pa
     index, _ = repository.load_index(keys)
     images, _ = repository.images(keys)
     reader = MapReader(repository, keys, index, lambda _: None)
-    names = {pack_format.object_name(d): None for d, kind in index.packs if kind is PackKind.DATA}
+    names = dict.fromkeys(index.names(index.of_kind[PackKind.DATA]))
     walk = MapWalk(reader.load, index, Watched(index, names))
     for image in images:
         volume = image.summary.volumes[0]
