@@ -89,10 +89,11 @@ class Parted:
                 for start, length in places
             ]
             if pieces:
-                yield first, np.concatenate(pieces)
+                yield first, np.concatenate(pieces, dtype=self._dtype)
 
     def _joined(self) -> Rows:
-        return np.concatenate([np.empty(0, dtype=self._dtype), *self._pieces])
+        # Else numpy would turn integers into the byte order of the machine.
+        return np.concatenate([np.empty(0, self._dtype), *self._pieces], dtype=self._dtype)
 
     def _spill(self) -> None:
         if self._file is None:
