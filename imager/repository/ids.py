@@ -23,9 +23,19 @@ def heads(ids: Ids) -> NDArray[np.uint64]:
     return words(ids)[:, 0].astype(np.uint64)
 
 
-def order(ids: Ids) -> NDArray[np.intp]:
-    """Return the order that sorts ids as byte strings."""
-    return np.lexsort([words(ids)[:, column].astype(np.uint64) for column in (3, 2, 1, 0)])
+def order(ids: Ids, *minor: NDArray[np.uint32]) -> NDArray[np.intp]:
+    """Return the order that sorts ids as byte strings, and equal ones by minor keys."""
+    first = heads(ids)
+    found = np.argsort(first)
+    # Hardly any two begin alike; only those are compared in full.
+    is_same = first[found[1:]] == first[found[:-1]]
+    is_tied = np.zeros(len(ids), dtype=bool)
+    is_tied[1:] |= is_same
+    is_tied[:-1] |= is_same
+    tied = found[is_tied]
+    columns = [words(ids[tied])[:, column].astype(np.uint64) for column in (3, 2, 1, 0)]
+    found[is_tied] = tied[np.lexsort([*(key[tied] for key in reversed(minor)), *columns])]
+    return found
 
 
 def is_sorted(ids: Ids) -> bool:

@@ -33,7 +33,9 @@ MOST_ENTRIES: Final = 1 << 20
 _WINDOW: Final = 1 << 18
 # Each look-up in a mapped file may touch some pages; so many look-ups are answered between two
 # times that these are given back.
-_BATCH: Final = 1 << 11
+_BATCH: Final = 1 << 10
+# Of so many rows one is in memory; a look-up finds the others side by side.
+_STRIDE: Final = 1 << 6
 _LABEL: Final = "index"
 _CLAIM: Final = np.dtype([("digest", ID), ("kind", "u1"), ("is_listed", "?")])
 
@@ -175,29 +177,35 @@ class Merger:
         """Return what all segments say together."""
         claims = np.concatenate(self._claims)
         digests, places = distinct(claims["digest"])
-        entries, mapped = self._merge_rows(places.astype(np.uint32))
+        entries, fences, mapped = self._merge_rows(places.astype(np.uint32))
         is_unlisted = np.ones(len(digests), dtype=bool)
         is_unlisted[places[claims["is_listed"]]] = False
         of_kind = {kind: np.zeros(len(digests), dtype=bool) for kind in PackKind}
         for kind, is_of_kind in of_kind.items():
             is_of_kind[places[claims["kind"] == kind]] = True
-        return Merged(digests, is_unlisted, of_kind, entries, mapped)
+        return Merged(digests, is_unlisted, of_kind, entries, fences, mapped)
 
-    def _merge_rows(self, places: NDArray[np.uint32]) -> tuple[Entries, mmap.mmap | None]:
+    def _merge_rows(
+        self, places: NDArray[np.uint32]
+    ) -> tuple[Entries, NDArray[np.uint64], mmap.mmap | None]:
         def parts() -> Iterator[Entries]:
             for _, rows in self._rows.parts():
                 rows["pack"] = places[rows["pack"]]
                 yield _each_once(rows)
 
         if not self._rows.is_spilled:
-            return next(parts()), None
+            entries = next(parts())
+            return entries, heads(entries["id"][::_STRIDE]), None
+        fences, count = [], 0
         with scratch_file() as merged:
             for rows in parts():
                 merged.write(rows.data)
+                fences.append(heads(rows["id"][-count % _STRIDE :: _STRIDE]))
+                count += len(rows)
             merged.flush()
             mapped = mmap.mmap(merged.fileno(), 0, prot=mmap.PROT_READ)
         mapped.madvise(mmap.MADV_RANDOM)
-        return np.frombuffer(mapped, dtype=ENTRY), mapped
+        return np.frombuffer(mapped, dtype=ENTRY), np.concatenate(fences), mapped
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +217,7 @@ class Merged:
         is_unlisted: per pack, whether no index object names it.
         of_kind: for each kind, which packs are said to be of it.
         entries: all rows sorted by id, each once; `pack` is a number.
+        fences: first eight bytes of the id of each `_STRIDE`th row, from the first on.
         mapped: the file they lie in, if they do.
     """
 
@@ -216,6 +225,7 @@ class Merged:
     is_unlisted: NDArray[np.bool_]
     of_kind: dict[PackKind, NDArray[np.bool_]]
     entries: Entries
+    fences: NDArray[np.uint64]
     mapped: mmap.mmap | None
 
 
@@ -238,6 +248,8 @@ class Index:
         self.is_unlisted = merged.is_unlisted
         self.of_kind = merged.of_kind
         self._entries, self._mapped = merged.entries, merged.mapped
+        self._fences = merged.fences
+        self._looked_up = 0
         rows = self._entries.view(np.uint8).reshape(len(self._entries), ENTRY.itemsize)
         # The first eight bytes of each id, where they lie.
         self._keys = rows[:, :8].view(">u8")[:, 0]
@@ -323,14 +335,18 @@ class Index:
             found[asked[right]] = rows_now["pack"][right]
             asked = asked[~right]
             rows[asked] += 1
-        self._give_back()
         return found
 
     def _first_rows(self, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
         """Return for each key the first row whose id does not begin with less."""
-        low = np.zeros(len(keys), dtype=np.int64)
-        high = np.full(len(keys), len(self._keys), dtype=np.int64)
-        for _ in range(len(self._keys).bit_length()):
+        self._looked_up += len(keys)
+        if self._looked_up > _BATCH:
+            self._give_back()
+            self._looked_up = 0
+        after = np.searchsorted(self._fences, keys)
+        low = np.maximum(after - 1, 0) * _STRIDE
+        high = np.minimum(after * _STRIDE, len(self._keys))
+        for _ in range(_STRIDE.bit_length()):
             middle = (low + high) >> 1
             is_less = np.zeros(len(keys), dtype=bool)
             is_open = low < high
@@ -388,7 +404,6 @@ class Index:
             rows.append(first[asked])
             owners.append(asked)
             first[asked] += 1
-        self._give_back()
         return np.concatenate([np.empty(0, np.intp), *rows]), np.concatenate(
             [np.empty(0, np.intp), *owners]
         )
@@ -417,8 +432,7 @@ class Index:
 
 def _each_once(entries: Entries) -> Entries:
     """Return rows sorted by id, each once: several indexes may name the same blob."""
-    columns = [words(entries["id"])[:, column].astype(np.uint64) for column in (3, 2, 1, 0)]
-    ordered = entries[np.lexsort([entries["offset"], entries["pack"], *columns])]
+    ordered = entries[order(entries["id"], entries["pack"], entries["offset"])]
     raw = ordered.view(np.uint8).reshape(len(ordered), ENTRY.itemsize)
     fresh = np.ones(len(ordered), dtype=bool)
     fresh[1:] = (raw[1:] != raw[:-1]).any(axis=1)
