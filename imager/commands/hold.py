@@ -8,7 +8,7 @@ import click
 from imager.commands.retention_options import seconds
 from imager.commands.secrets import load_upkeep, recovery_options, upkeep_option
 from imager.console import Output, verb
-from imager.errors import UnknownImage
+from imager.errors import UnknownImage, UsageError
 from imager.repository.header import StatementKind
 from imager.repository.repository import Repository, now
 from imager.repository.standing import Hold, read_standing
@@ -49,13 +49,17 @@ def hold(
       remetal hold /srv/images web1 --reason "court case 12" --for 730d
       remetal hold /srv/images
     """
+    if not images and (reason or duration is not None):
+        raise UsageError("say which images are to be held", hint="`latest` is one.")
+    if images and not reason:
+        raise UsageError("a hold needs a --reason, for those who will wonder")
+    if duration == 0:
+        raise UsageError("a hold for no time holds nothing", hint="Leave --for out, or give more.")
     repository = Repository.open(repo)
     signatory, keys = load_upkeep(out, repository, upkeep_credential, recovery_key, passphrase_file)
-    if not images:
+    if not images or not reason:
         _list(out, repository)
         return
-    if not reason:
-        raise click.UsageError("a hold needs a --reason, for those who will wonder")
     found = tuple(repository.find_image(reference, keys).id for reference in images)
     until = None
     if duration is not None:

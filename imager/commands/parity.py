@@ -13,7 +13,7 @@ from imager.upkeep import parity as work
 @click.argument("repo")
 @click.option(
     "--overhead",
-    type=float,
+    type=click.FloatRange(1, 100),
     default=work.DEFAULT_OVERHEAD,
     show_default=True,
     help="Percent that full groups add.",

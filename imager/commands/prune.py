@@ -7,17 +7,18 @@ from pathlib import Path
 
 import click
 
-from imager.commands.retention_options import policy_options, seconds
+from imager.commands.retention_options import number, policy_options, seconds
 from imager.commands.secrets import load_upkeep, recovery_options, upkeep_option
 from imager.console import Output, verb
-from imager.errors import ChecksFailed, UntrustedObject
+from imager.errors import ChecksFailed, UntrustedObject, UsageError
 from imager.repository import image as image_format
 from imager.repository.repository import Repository
 from imager.repository.standing import Standing, read_standing
+from imager.repository.statement import LONGEST_QUARANTINE
 from imager.retention import picture
 from imager.retention.policy import Policy
 from imager.retention.retention import Verdict, decide
-from imager.units import format_duration, format_size
+from imager.units import DAY, format_duration, format_size
 from imager.upkeep import prune as pruning
 from imager.upkeep.ages import stored_images
 from imager.upkeep.prune import Plan
@@ -37,6 +38,7 @@ from imager.upkeep.prune_execute import Result, execute
 @click.option(
     "--max-waste",
     type=click.FloatRange(0, 100),
+    callback=number,
     default=5.0,
     show_default=True,
     help="Percent of the stored bytes that may be dead in packs that are also needed; "
@@ -70,6 +72,8 @@ def prune(
       remetal prune /srv/images
       remetal prune /srv/images --keep-within 30d --keep-weekly 8 --keep-monthly 24
     """
+    if quarantine > LONGEST_QUARANTINE:
+        raise UsageError(f"a quarantine is {LONGEST_QUARANTINE // DAY} days at most")
     repository = Repository.open(repo)
     signatory, keys = load_upkeep(out, repository, upkeep_credential, recovery_key, passphrase_file)
     images, _ = pruning.readable_images(repository, keys)

@@ -24,7 +24,7 @@ REMOVALS: Final = "removals/"
 REVOCATIONS: Final = "revocations/"
 _LENGTH: Final = 4
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
-_LONGEST: Final = 1 << 32  # seconds of quarantine
+LONGEST_QUARANTINE: Final = 1 << 32  # seconds
 
 
 class CredentialBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -238,7 +238,12 @@ def folder(kind: StatementKind) -> str:
 def encode(
     kind: StatementKind, body: Body, signatory: Signatory, repository: bytes, group: bytes
 ) -> tuple[str, bytes]:
-    """Return name and bytes of a statement."""
+    """Return name and bytes of a statement.
+
+    Raises:
+        ObjectDamaged: nobody could read it.
+    """
+    _check(body, "the statement")
     if signatory.certificate:
         body = msgspec.structs.replace(body, certificate=signatory.certificate)
     text = msgspec.json.encode(body)
@@ -282,7 +287,7 @@ def _check(body: Body, name: str) -> None:
         named.append(body.image)
     if not all(_DIGEST.fullmatch(one) for one in named):
         raise ObjectDamaged(f"{name} names an object that can't be")
-    if isinstance(body, RemovalBody) and not 0 <= body.quarantine <= _LONGEST:
+    if isinstance(body, RemovalBody) and not 0 <= body.quarantine <= LONGEST_QUARANTINE:
         raise ObjectDamaged(f"{name} has an impossible quarantine")
 
 
