@@ -40,13 +40,14 @@ _PIPE_WIDTH: Final = 200
 _PLAIN_INTERVAL: Final = 5.0  # seconds between progress lines without a terminal
 
 # Control characters and those that turn the direction of text: names in a repository may hold them,
-# and a terminal would obey.
+# and a terminal would obey. And what stands for bytes of a path that are no text.
 _STEERING: Final = dict.fromkeys(
     (
         *(code for code in range(0x20) if chr(code) not in "\n\t"),
         *range(0x7F, 0xA0),
         *range(0x202A, 0x202F),
         *range(0x2066, 0x206A),
+        *range(0xD800, 0xE000),
     ),
     "\N{REPLACEMENT CHARACTER}",
 )
@@ -100,7 +101,8 @@ class Output:
                 "hint": error.hint,
                 "exit_code": error.exit_code,
             }
-        sys.stdout.write(json.dumps(data, indent=2, ensure_ascii=False, default=str) + "\n")
+        text = json.dumps(data, indent=2, ensure_ascii=False, default=str)
+        sys.stdout.write(text.encode("utf-8", "backslashreplace").decode("utf-8") + "\n")
         sys.stdout.flush()
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

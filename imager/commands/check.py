@@ -86,6 +86,11 @@ def check(
     with out.progress("check", total) as advance:
         report = run_check(repository, keys, advance, depth=depth, unlocked=unlocked, budget=limit)
     _tell(out, report)
+    if report.progress is not None and report.progress.lost:
+        out.remark(
+            f"warning: {memory_path(repository.id)}, which says how far the last runs came, can't be "
+            "read; a new round began"
+        )
     if report.findings:
         raise ChecksFailed(_summary(report), hint=f"Run `remetal repair {repo}`.")
 

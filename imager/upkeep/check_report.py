@@ -78,6 +78,7 @@ class Progress:
         total_bytes: bytes of all objects that are there now.
         runs_left: about how many runs like this one it takes; 0 when the round is complete.
         remembered: whether the next run can go on here.
+        lost: whether what earlier runs remembered could not be read, so that this began anew.
     """
 
     number: int
@@ -86,6 +87,7 @@ class Progress:
     total_bytes: int
     runs_left: int
     remembered: bool
+    lost: bool = False
 
     @property
     def percent(self) -> int:

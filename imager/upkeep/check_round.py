@@ -2,7 +2,7 @@
 
 A round goes through the objects in the order of their names, so it covers every object that was there
 when it began. Where it stopped is remembered in a local file that can be lost at any time: then a
-new round begins. Objects found damaged are looked at again in each run, until they verify or are gone.
+new round begins, and a file that can't be read is said to be lost. Objects found damaged are looked at again in each run, until they verify or are gone.
 """
 
 import os
@@ -167,7 +167,7 @@ def walk_round(
     def is_over() -> bool:
         return budget.clock() - start >= budget.seconds
 
-    rounds = _recall(budget.memory)
+    rounds, is_lost = _recall(budget.memory)
     last = rounds.get(depth.value)
     if last is None:
         current = _Remembered(1, now(), "", [])
@@ -195,15 +195,18 @@ def walk_round(
     rounds[depth.value] = current
     remembered = _remember(budget.memory, rounds)
     left = 0 if walked.is_complete else max(1, -(-(total - done) // max(walked.read_bytes, 1)))
-    progress = Progress(current.number, current.began, done, total, left, remembered)
+    progress = Progress(current.number, current.began, done, total, left, remembered, is_lost)
     return walked, progress
 
 
-def _recall(path: Path) -> dict[str, _Remembered]:
+def _recall(path: Path) -> tuple[dict[str, _Remembered], bool]:
+    """Return the rounds, by depth, and whether there was something that can't be read."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=dict[str, _Remembered])
-    except (OSError, msgspec.MsgspecError):
-        return {}
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, _Remembered]), False
+    except FileNotFoundError:
+        return {}, False
+    except (OSError, UnicodeDecodeError, msgspec.MsgspecError):
+        return {}, True
 
 
 def _remember(path: Path, rounds: dict[str, _Remembered]) -> bool:

@@ -176,7 +176,8 @@ class DirectoryBackend:
                     status = path.stat()
                 except FileNotFoundError:
                     continue
-                name = path.relative_to(self._root).as_posix()
+                # Not all that a filesystem takes for a name is text.
+                name = os.fsencode(path.relative_to(self._root)).decode("utf-8", "backslashreplace")
                 yield Entry(name, status.st_size, status.st_mtime)
 
     def _path(self, name: str) -> Path:

@@ -70,6 +70,9 @@ class Backend(Protocol):
     def list(self, prefix: str) -> Iterator[Entry]:
         """Yield the objects whose name starts with `prefix` (a folder with its slash), by name.
 
+        What the store holds besides is yielded as well; where its name is no text, with the bytes
+        escaped, and then there is no object of the name that is yielded.
+
         Raises:
             ObjectDamaged: the store can't list all of them.
         """
