@@ -336,3 +336,33 @@ def test_paths_that_are_no_text_can_be_printed(
     with pytest.raises(SystemExit):
         console.run(["check", place, "--json"])
     assert json.loads(capsys.readouterr().out)["error"]["id"] == "not-a-repository"
+
+
+def test_damaged_objects_do_not_keep_a_round_from_going_on(tiny: Tiny, tmp_path: Path) -> None:
+    """As many objects are damaged as a budget can read; still each run gets further."""
+    for _ in range(10):
+        tiny.add({"disk0/p1": NOISE.randbytes(9000)}, tmp_path)
+    damaged = sorted((tiny.path / "images").iterdir())  # these are read first
+    for path in damaged:
+        flip(path, 300)
+    total = sum(1 for path in tiny.path.rglob("*") if path.is_file())
+    memory = tmp_path / "state" / "check.json"
+
+    def run_once() -> Report:
+        budget = Budget(8, memory, Ticks())
+        return check(tiny.open(), None, lambda _: None, depth=Depth.CIPHERTEXT, budget=budget)
+
+    first = run_once()
+    runs = 1
+    while (report := run_once()).progress.runs_left:  # type: ignore[union-attr]
+        runs += 1
+        assert report.progress is not None
+        assert report.progress.number == 1
+        assert runs < total / 3
+    assert first.progress is not None
+    assert len(report.findings) == len(damaged)
+    for path in damaged:
+        flip(path, 300)
+    for _ in range(2 * len(damaged)):
+        report = run_once()
+    assert not report.findings, "each of them had its turn"
