@@ -20,7 +20,7 @@ from imager.repository.repository import Repository
 from imager.repository.retrieval import OpenImage, Unlocked
 from imager.upkeep.check_ciphertext import Judge, is_known
 from imager.upkeep.check_full import Opening
-from imager.upkeep.check_report import Bad, Depth, Finding, Progress, Report
+from imager.upkeep.check_report import Bad, Depth, Fault, Finding, Progress, Report
 from imager.upkeep.check_round import Advance, Budget, Walked, walk, walk_round
 from imager.upkeep.check_structure import Structure, examine
 
@@ -104,11 +104,13 @@ def check(
 
 
 def _with_structure(report: Report, structure: Structure) -> Report:
+    found = [structure.findings[name] for name in sorted(structure.findings)]
     return replace(
         report,
         images=structure.count,
         objects=max(report.objects, structure.objects),
-        findings=tuple(structure.findings[name] for name in sorted(structure.findings)),
+        findings=tuple(f for f in found if f.fault is not Fault.DISOWNED),
+        ignored=tuple(f for f in found if f.fault is Fault.DISOWNED),
         orphan_packs=len(structure.orphans),
         orphan_bytes=sum(structure.orphans.values()),
     )
