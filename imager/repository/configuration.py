@@ -7,12 +7,13 @@ from typing import Final, Literal
 import msgspec
 
 from imager.errors import NotARepository, ObjectDamaged, UnsupportedFormat
+from imager.repository import names
 from imager.repository.crypto.derive import context
 from imager.repository.crypto.recipient import SEED_SIZE, Recipient, RecipientKey
 from imager.repository.crypto.signing import Signer
 from imager.repository.header import FORMAT_VERSION, ID_SIZE
 
-CONFIG_NAME: Final = "config"
+CONFIG_NAME: Final = names.CONFIG
 _FIXED_SECRETS: Final = 32 + ID_SIZE + 32 + 1
 MOST_OPENING_KEYS: Final = 255
 _SECRETS_LABEL: Final = "repository secrets"

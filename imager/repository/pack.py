@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imager.errors import ObjectDamaged
+from imager.repository import names
 from imager.repository.backend.protocol import Backend
 from imager.repository.chunk import CODEC_SHIFT, Codec
 from imager.repository.crypto.sealing import open_once, seal_once
@@ -23,7 +24,7 @@ TRAILER_MAGIC: Final = b"RMTLPEND"
 ENTRY: Final = np.dtype(
     [("id", "V32"), ("offset", "<u4"), ("length", "<u4"), ("plain", "<u4"), ("zero", "<u4")]
 )
-PREFIX: Final = "packs/"
+PREFIX: Final = names.PACKS
 _LABEL: Final = "pack"
 
 Entries = NDArray[np.void]

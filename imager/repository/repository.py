@@ -25,7 +25,6 @@ Two captures that send the same new chunk at the same time store it twice; the n
 """
 
 import hashlib
-import re
 import secrets as random
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -63,6 +62,7 @@ from imager.repository.header import ID_SIZE, PackKind, StatementKind
 from imager.repository.image import SealedImage
 from imager.repository.index import Index, Merger, Segment
 from imager.repository.keyring import Credential, GroupKeys
+from imager.repository.names import digest_of
 from imager.repository.pack import Entries
 from imager.repository.statement import Body, Certificate, Signatory, Statement
 from imager.repository.trust import Trust
@@ -72,7 +72,6 @@ _SHORTEST_PREFIX: Final = 4
 _READERS: Final = 4
 # So often indexes are listed when some vanish between being listed and being read.
 _LISTINGS: Final = 5
-_PACK_NAME: Final = re.compile(pack_format.PREFIX + r"([0-9a-f]{2})/\1[0-9a-f]{62}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -373,7 +372,7 @@ class Repository:
         unlisted = [
             entry
             for entry in self.backend.list(pack_format.PREFIX)
-            if _PACK_NAME.fullmatch(entry.name) and bytes.fromhex(entry.name[-64:]) not in listed
+            if (digest := digest_of(entry.name)) and bytes.fromhex(digest) not in listed
         ]
 
         def read(entry: Entry) -> tuple[bytes, PackKind, Entries] | Problem | None:

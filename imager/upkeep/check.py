@@ -16,9 +16,10 @@ from imager.errors import ObjectMissing, RemetalError
 from imager.repository import image as image_format
 from imager.repository.configuration import CONFIG_NAME
 from imager.repository.keyring import GroupKeys
+from imager.repository.names import is_object
 from imager.repository.repository import Repository
 from imager.repository.retrieval import OpenImage, Unlocked
-from imager.upkeep.check_ciphertext import Judge, is_known
+from imager.upkeep.check_ciphertext import Judge
 from imager.upkeep.check_full import Opening
 from imager.upkeep.check_report import Bad, Depth, Fault, Finding, Progress, Report
 from imager.upkeep.check_round import Advance, Budget, Walked, walk, walk_round
@@ -30,7 +31,7 @@ _PASSING: Final = ("incoming/", "repaired/")
 
 def data_size(repository: Repository) -> int:
     """Return how many bytes a check of depth ciphertext or full reads."""
-    return sum(entry.size for entry in repository.backend.list("") if is_known(entry.name))
+    return sum(entry.size for entry in repository.backend.list("") if is_object(entry.name))
 
 
 def check(
@@ -64,9 +65,9 @@ def check(
     strange = tuple(
         entry.name
         for entry in entries
-        if not is_known(entry.name) and not entry.name.startswith(_PASSING)
+        if not is_object(entry.name) and not entry.name.startswith(_PASSING)
     )
-    entries = [entry for entry in entries if is_known(entry.name)]
+    entries = [entry for entry in entries if is_object(entry.name)]
     judge = Judge(repository, entries)
     opening: Opening | None = None
     look = judge.look
