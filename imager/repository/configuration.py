@@ -100,14 +100,14 @@ class Configuration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         except (msgspec.MsgspecError, ValueError) as error:
             raise NotARepository(
                 f"the file `config` at {location} is damaged or not remetal's ({error})",
-                hint="If there is a repository, every image in it is touched: bring `config` back "
-                "from a copy. Otherwise check the path, or make one with `remetal init REPO`.",
+                hint="A copy of `config` that was kept with a recovery key serves as well. If there is no "
+                "repository, check the path, or make one with `remetal init REPO`.",
             ) from error
         if document.version != FORMAT_VERSION:
             raise UnsupportedFormat(
                 f"the repository at {location} has format version {document.version}",
                 hint="Use the version of remetal that wrote it. If it was this one, `config` is "
-                "damaged and every image in it is touched: bring it back from a copy.",
+                "damaged; a copy that was kept with a recovery key serves as well.",
             )
         return document
 
