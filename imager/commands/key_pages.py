@@ -46,6 +46,8 @@ def split(
       remetal key split recovery.key --need 3 --pages 5 -o /media/stick/pages
       remetal key join -o recovery.key
     """
+    shares.check_numbers(need, pages)
+    paper.check_place(folder, pages)
     locked = LockedRecoveryKey.read(keyfile)
     secret = read_passphrase(passphrase_file)
     key = locked.unlock(ask(f"Passphrase of {keyfile}") if secret is None else secret)
