@@ -82,11 +82,6 @@ class PackBuilder:
         """Whether it has reached the size that packs should have."""
         return self.size >= TARGET_SIZE
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether nothing was added."""
-        return not self._rows
-
     def add(self, identity: bytes, blob: bytearray, plain_length: int, codec: Codec) -> None:
         """Append a blob."""
         packed = plain_length | codec << CODEC_SHIFT

@@ -105,10 +105,17 @@ class Backend(Protocol):
         """Return the store's clock, comparable with `Entry.modified`.
 
         Raises:
-            OutputError: the store does not tell.
+            NoRoom: the store is full.
+            OutputError: the store does not tell for another reason.
         """
         ...
 
     def tidy(self) -> None:
-        """Remove what interrupted writers left behind more than a day ago; never an object."""
+        """Remove what interrupted writers left behind more than a day ago, by the store's clock.
+
+        Never an object.
+
+        Raises:
+            OutputError: the store does not tell its time.
+        """
         ...
