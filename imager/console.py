@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 import click
+from click.shell_completion import CompletionItem
 from rich.console import Console, JustifyMethod
 from rich.progress import (
     BarColumn,
@@ -179,6 +180,19 @@ class _PlainProgress:
             f"{self._title}: {100 * self._done / self._total:.0f} % of {format_size(self._total)}, "
             f"{format_size(int(rate))}/s, {format_duration(left)} left"
         )
+
+
+class Location(click.types.StringParamType):
+    """Where a repository is; a shell completes directories."""
+
+    name = "location"
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Let the shell complete it."""
+        del ctx, param
+        return [CompletionItem(incomplete, type="dir")]
 
 
 def verb(function: Callable[..., None]) -> Callable[..., None]:

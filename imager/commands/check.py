@@ -14,7 +14,7 @@ from imager.commands.secrets import (
     load_recovery_key,
     recovery_options,
 )
-from imager.console import Output, verb
+from imager.console import Location, Output, verb
 from imager.errors import ChecksFailed, CredentialNeeded, UsageError
 from imager.repository.keyring import GroupKeys
 from imager.repository.repository import Repository
@@ -26,8 +26,8 @@ from imager.upkeep.check_report import Depth, Fault, Finding, Progress, Report
 from imager.upkeep.check_round import Budget, memory_path
 
 
-@click.command()
-@click.argument("repo")
+@click.command(short_help="Check that every image in REPO is complete and intact.")
+@click.argument("repo", type=Location())
 @click.option(
     "--ciphertext", is_flag=True, help="Read every object, and compare each byte; no key needed."
 )
@@ -58,8 +58,9 @@ def check(
     needs no key, so it can run where the repository is stored; with a credential it names the images
     that damage touches. With --full every chunk is opened besides, with the recovery key.
 
-    With --budget (and --ciphertext, unless --full is given) a large repository is walked over many runs. Where the last one stopped is kept in
-    ~/.local/state/remetal; if that is lost, the round begins anew.
+    With --budget a large repository is walked over many runs; --ciphertext is meant then, unless
+    --full is given. Where the last run stopped is kept in ~/.local/state/remetal; if that is lost, a
+    new round begins. Damage that was found is told by each run until it is mended.
 
     \b
     Examples:

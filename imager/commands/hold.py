@@ -7,7 +7,7 @@ import click
 
 from imager.commands.retention_options import seconds
 from imager.commands.secrets import load_upkeep, recovery_options, upkeep_option
-from imager.console import Output, verb
+from imager.console import Location, Output, verb
 from imager.errors import UnknownImage, UsageError
 from imager.repository.header import StatementKind
 from imager.repository.repository import Repository, now
@@ -17,8 +17,8 @@ from imager.repository.statement import HoldBody, ReleaseBody
 _SHORTEST = 4
 
 
-@click.command()
-@click.argument("repo")
+@click.command(short_help="Hold images in REPO, so that no prune removes them.")
+@click.argument("repo", type=Location())
 @click.argument("images", nargs=-1)
 @click.option("--reason", help="Why, for people; needed to hold.")
 @click.option(
@@ -26,7 +26,7 @@ _SHORTEST = 4
     "duration",
     callback=seconds,
     metavar="DURATION",
-    help="Hold for so long, such as 365d.",
+    help="Hold for so long, such as 365d; until it is released, if not given.",
 )
 @upkeep_option
 @recovery_options
@@ -41,7 +41,10 @@ def hold(
     recovery_key: Path | None,
     passphrase_file: Path | None,
 ) -> None:
-    """Hold IMAGES in REPO: no prune removes them until the hold is released. Without IMAGES, list.
+    """Hold IMAGES in REPO: no prune removes them until the hold is released, or its time is over.
+
+    An image is named by the beginning of its id, by a machine's name (its newest image), or
+    `latest`. Without IMAGES the holds are listed.
 
     \b
     Examples:
@@ -73,8 +76,8 @@ def hold(
     out.say(f"Held {', '.join(image[:12] for image in found)} ({reason}), hold {identity[:12]}.")
 
 
-@click.command()
-@click.argument("repo")
+@click.command(short_help="Release holds in REPO.")
+@click.argument("repo", type=Location())
 @click.argument("holds", nargs=-1, required=True)
 @upkeep_option
 @recovery_options
@@ -88,6 +91,8 @@ def release(
     passphrase_file: Path | None,
 ) -> None:
     """Release HOLDS in REPO: the policy decides about their images again.
+
+    A hold is named by the beginning of its id, which `remetal hold REPO` lists.
 
     \b
     Example:
