@@ -7,22 +7,21 @@ searches over the first eight bytes of the ids, vectorised, and then compare all
 import copy
 import hashlib
 import mmap
-import os
 import struct
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from imager.errors import ObjectDamaged, OutputError
+from imager.errors import ObjectDamaged
 from imager.repository.chunk import CODEC_SHIFT, ID, ID_SIZE, PLAIN_MASK
 from imager.repository.crypto.sealing import open_once, seal_once
 from imager.repository.header import HEADER_SIZE, NO_KIND, Header, Magic, PackKind
+from imager.repository.ids import NOWHERE, Ids, distinct, find, heads, is_sorted, order, words
 from imager.repository.pack import Entries, object_name
+from imager.repository.scratch import Parted, scratch_file
 
 PREFIX: Final = "indexes/"
 ENTRY: Final = np.dtype(
@@ -31,14 +30,12 @@ ENTRY: Final = np.dtype(
 PACK: Final = np.dtype([("digest", "V32"), ("kind", "u1"), ("zero", "V7")])
 COUNTS: Final = struct.Struct("<II")
 MOST_ENTRIES: Final = 1 << 20
-# 48 MiB; so many rows do not stay in memory.
-MANY_ROWS: Final = 1 << 20
 _WINDOW: Final = 1 << 18
 # Each look-up in a mapped file may touch some pages; so many look-ups are answered between two
 # times that these are given back.
 _BATCH: Final = 1 << 11
-NOWHERE: Final = -1
 _LABEL: Final = "index"
+_CLAIM: Final = np.dtype([("digest", ID), ("kind", "u1"), ("is_listed", "?")])
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +63,7 @@ class Segment:
             table.append((digest, kind))
             pieces.append(piece)
         entries = np.concatenate(pieces) if pieces else np.empty(0, dtype=ENTRY)
-        return cls(tuple(table), entries[_order(entries["id"])])
+        return cls(tuple(table), entries[order(entries["id"])])
 
     def encode(self, header: Header, directory_key: bytes) -> tuple[str, bytes]:
         """Return name and bytes of the index object."""
@@ -102,7 +99,7 @@ class Segment:
             raise ObjectDamaged(f"{name} has the wrong length")
         table = np.frombuffer(body, dtype=PACK, count=packs, offset=COUNTS.size)
         entries = np.frombuffer(body, dtype=ENTRY, count=count, offset=start)
-        if any(table["zero"].tobytes()) or not _is_sorted(entries["id"]):
+        if any(table["zero"].tobytes()) or not is_sorted(entries["id"]):
             raise ObjectDamaged(f"{name} is not sorted, or has something where zeros must be")
         if count and int(entries["pack"].max()) >= packs:
             raise ObjectDamaged(f"{name} names a pack that it does not list")
@@ -112,13 +109,20 @@ class Segment:
             raise ObjectDamaged(f"{name} lists a pack of unknown kind") from error
         return cls(listed, entries)
 
+    def directories(self) -> Iterator[tuple[bytes, PackKind, Entries]]:
+        """Yield each pack with its rows."""
+        rows = self.entries[np.argsort(self.entries["pack"], kind="stable")]
+        starts = np.searchsorted(rows["pack"], np.arange(1, len(self.packs)))
+        for (digest, kind), part in zip(self.packs, np.split(rows, starts), strict=False):
+            yield digest, kind, part
+
 
 @dataclass(frozen=True, slots=True)
 class Location:
     """Where one copy of a blob lies.
 
     Attributes:
-        pack: number of the pack in `Index.packs`.
+        pack: number of the pack.
         offset: first byte in the pack.
         length: bytes of the blob.
         plain: bytes of its plaintext.
@@ -133,69 +137,86 @@ class Location:
 
 
 class Merger:
-    """Merges segments one after the other, in bounded memory.
-
-    From `MANY_ROWS` on the rows lie in an unnamed file below `$XDG_CACHE_HOME/remetal` (else
-    `~/.cache/remetal`, else where temporary files go), of which nothing stays when the process
-    ends; they are split by the first byte of their ids, and each part is sorted in memory.
+    """Merges segments one after the other, in bounded memory (`imager.repository.scratch`).
 
     Args:
         segments: to begin with.
     """
 
     def __init__(self, segments: Iterable[Segment] = ()) -> None:
-        self.packs: dict[tuple[bytes, PackKind], int] = {}
-        self._pieces: list[Entries] = []
-        self._rows = 0
-        self._spilled: BinaryIO | None = None
-        self._parts: list[list[tuple[int, int]]] = [[] for _ in range(256)]
+        self._claims = [np.empty(0, dtype=_CLAIM)]
+        self._packs = 0
+        self._rows = Parted(ENTRY)
         for segment in segments:
             self.add(segment)
 
-    def add(self, segment: Segment) -> None:
-        """Take a segment in; a pack that several indexes name is one pack."""
-        table = [self.packs.setdefault(pack, len(self.packs)) for pack in segment.packs]
-        piece = segment.entries.copy()
-        piece["pack"] = np.array(table, dtype=np.uint32)[piece["pack"]]
-        self._pieces.append(piece)
-        self._rows += len(piece)
-        if self._rows >= MANY_ROWS:
-            self._spill()
+    def add(self, segment: Segment, *, is_listed: bool = True) -> None:
+        """Take a segment in; a pack that several name is one pack.
 
-    def merge(self) -> tuple[Entries, mmap.mmap | None]:
-        """Return all rows sorted by id, each once, and the mapped file if they lie in one."""
-        if self._spilled is None:
-            return _each_once(_joined(self._pieces)), None
-        self._spill()
-        merged = _scratch_file()
-        for part in self._parts:
-            rows = [
-                np.frombuffer(os.pread(self._spilled.fileno(), length, start), dtype=ENTRY)
-                for start, length in part
-            ]
-            merged.write(_each_once(_joined(rows)).data)
-        merged.flush()
-        self._spilled.close()
-        with merged:
+        Args:
+            segment: an index object, or directories of packs.
+            is_listed: whether it is an index object of the repository.
+        """
+        claims = np.zeros(len(segment.packs), dtype=_CLAIM)
+        for row, (digest, kind) in zip(claims, segment.packs, strict=True):
+            row["digest"], row["kind"] = digest, kind
+        claims["is_listed"] = is_listed
+        piece = segment.entries.copy()
+        piece["pack"] += self._packs
+        self._claims.append(claims)
+        self._packs += len(claims)
+        self._rows.add(piece)
+
+    def digests(self) -> Ids:
+        """Return the digests of the packs that were named so far, each once, sorted."""
+        return distinct(np.concatenate(self._claims)["digest"])[0]
+
+    def merge(self) -> "Merged":
+        """Return what all segments say together."""
+        claims = np.concatenate(self._claims)
+        digests, places = distinct(claims["digest"])
+        entries, mapped = self._merge_rows(places.astype(np.uint32))
+        is_unlisted = np.ones(len(digests), dtype=bool)
+        is_unlisted[places[claims["is_listed"]]] = False
+        of_kind = {kind: np.zeros(len(digests), dtype=bool) for kind in PackKind}
+        for kind, is_of_kind in of_kind.items():
+            is_of_kind[places[claims["kind"] == kind]] = True
+        return Merged(digests, is_unlisted, of_kind, entries, mapped)
+
+    def _merge_rows(self, places: NDArray[np.uint32]) -> tuple[Entries, mmap.mmap | None]:
+        def parts() -> Iterator[Entries]:
+            for _, rows in self._rows.parts():
+                rows["pack"] = places[rows["pack"]]
+                yield _each_once(rows)
+
+        if not self._rows.is_spilled:
+            return next(parts()), None
+        with scratch_file() as merged:
+            for rows in parts():
+                merged.write(rows.data)
+            merged.flush()
             mapped = mmap.mmap(merged.fileno(), 0, prot=mmap.PROT_READ)
         mapped.madvise(mmap.MADV_RANDOM)
         return np.frombuffer(mapped, dtype=ENTRY), mapped
 
-    def _spill(self) -> None:
-        if self._spilled is None:
-            self._spilled = _scratch_file()
-        rows = _joined(self._pieces)
-        heads = rows.view(np.uint8).reshape(len(rows), ENTRY.itemsize)[:, 0]
-        rows = rows[np.argsort(heads, kind="stable")]
-        start = self._spilled.tell()
-        for part, count in zip(self._parts, np.bincount(heads, minlength=256), strict=True):
-            length = int(count) * ENTRY.itemsize
-            if length:
-                part.append((start, length))
-            start += length
-        self._spilled.write(rows.data)
-        self._spilled.flush()
-        self._pieces, self._rows = [], 0
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """What several segments say together.
+
+    Attributes:
+        digests: SHA-256 of each pack, sorted; a pack's number is its place.
+        is_unlisted: per pack, whether no index object names it.
+        of_kind: for each kind, which packs are said to be of it.
+        entries: all rows sorted by id, each once; `pack` is a number.
+        mapped: the file they lie in, if they do.
+    """
+
+    digests: Ids
+    is_unlisted: NDArray[np.bool_]
+    of_kind: dict[PackKind, NDArray[np.bool_]]
+    entries: Entries
+    mapped: mmap.mmap | None
 
 
 class Index:
@@ -203,23 +224,20 @@ class Index:
 
     Args:
         segments: opened index objects, and directories of packs that no index names.
-        unlisted: digests of packs that no index names.
 
     Attributes:
-        packs: SHA-256 and kind of each pack; its number is its place.
-        unlisted: names of packs that no index names.
-        of_kind: for each kind, which packs are of it and may be counted on.
+        digests: SHA-256 of each pack (dtype V32), sorted; a pack's number is its place.
+        is_unlisted: per pack, whether no index names it.
+        of_kind: for each kind, which packs are of it and may be counted on. An index can lie, so
+            that a pack seems to be of both.
     """
 
-    def __init__(
-        self, segments: Iterable[Segment] | Merger, unlisted: Iterable[bytes] = ()
-    ) -> None:
-        self.unlisted = frozenset(object_name(digest) for digest in unlisted)
-        merger = segments if isinstance(segments, Merger) else Merger(segments)
-        self._entries, self._mapped = merger.merge()
-        self.packs = list(merger.packs)
-        kinds = np.array([kind for _, kind in self.packs], dtype=np.uint8)
-        self.of_kind = {kind: kinds == kind for kind in PackKind}
+    def __init__(self, segments: Iterable[Segment] | Merger) -> None:
+        merged = (segments if isinstance(segments, Merger) else Merger(segments)).merge()
+        self.digests = merged.digests
+        self.is_unlisted = merged.is_unlisted
+        self.of_kind = merged.of_kind
+        self._entries, self._mapped = merged.entries, merged.mapped
         rows = self._entries.view(np.uint8).reshape(len(self._entries), ENTRY.itemsize)
         # The first eight bytes of each id, where they lie.
         self._keys = rows[:, :8].view(">u8")[:, 0]
@@ -229,13 +247,21 @@ class Index:
 
     @property
     def entries(self) -> Entries:
-        """All rows, dtype `ENTRY`, sorted by id; `pack` counts in `packs`."""
+        """All rows, dtype `ENTRY`, sorted by id; `pack` is a pack's number."""
         return self._entries
 
     def windows(self) -> Iterator[Entries]:
-        """Yield all rows in order, some at a time; of a mapped file only those stay in memory."""
-        for start in range(0, len(self._entries), _WINDOW):
-            yield self._entries[start : start + _WINDOW]
+        """Yield all rows in order, some at a time; of a mapped file only those stay in memory.
+
+        Rows whose ids begin alike are never parted.
+        """
+        start, count = 0, len(self._keys)
+        while start < count:
+            end = min(start + _WINDOW, count)
+            while end < count and self._keys[end] == self._keys[end - 1]:
+                end += 1
+            yield self._entries[start:end]
+            start = end
             self._give_back()
 
     def _give_back(self) -> None:
@@ -246,17 +272,30 @@ class Index:
     def _is_known(self, pack: int) -> bool:
         return any(of_kind[pack] for of_kind in self.of_kind.values())
 
+    def name(self, pack: int) -> str:
+        """Return the name of a pack, given its number."""
+        return object_name(self.digests[pack].tobytes())
+
+    def names(self, packs: NDArray[np.bool_]) -> Iterator[str]:
+        """Yield the names of some packs, given whether each of all is meant."""
+        for pack in np.flatnonzero(packs).tolist():
+            yield self.name(pack)
+
+    def are(self, names: Iterable[str]) -> NDArray[np.bool_]:
+        """Return for each pack whether its name is among some names of packs."""
+        digests = b"".join(bytes.fromhex(name[-2 * ID_SIZE :]) for name in names)
+        places = find(np.frombuffer(digests, dtype=ID), self.digests)
+        named = np.zeros(len(self.digests), dtype=bool)
+        named[places[places != NOWHERE]] = True
+        return named
+
     def pack_name(self, location: Location) -> str:
         """Return the name of the pack a blob lies in."""
-        return object_name(self.packs[location.pack][0])
-
-    def contains(self, identity: bytes, kind: PackKind = PackKind.DATA) -> bool:
-        """Whether any pack of this kind holds the id."""
-        return bool(self.locations_in(identity, kind))
+        return self.name(location.pack)
 
     def locations_in(self, identity: bytes, kind: PackKind) -> list[Location]:
         """Return every copy of an id that lies in packs of a kind."""
-        return [place for place in self.locations(identity) if self.packs[place.pack][1] is kind]
+        return [place for place in self.locations(identity) if self.of_kind[kind][place.pack]]
 
     def absent(self, ids: NDArray[np.void], kind: PackKind = PackKind.DATA) -> list[bytes]:
         """Return which of many ids (dtype V32) no pack of this kind holds."""
@@ -265,13 +304,13 @@ class Index:
     def holders(self, ids: NDArray[np.void], kind: PackKind = PackKind.DATA) -> NDArray[np.int64]:
         """Return for each of many ids (dtype V32) a pack of this kind that holds it, or NOWHERE.
 
-        Packs are numbers in `packs`.
+        Packs are given by their numbers.
         """
         if len(ids) > _BATCH:
             parts = [ids[start : start + _BATCH] for start in range(0, len(ids), _BATCH)]
             return np.concatenate([self.holders(part, kind) for part in parts])
         found = np.full(len(ids), NOWHERE, dtype=np.int64)
-        keys, words = _keys(ids), _words(ids)
+        keys, wanted = heads(ids), words(ids)
         rows = self._first_rows(keys)
         asked = np.arange(len(ids))
         # Rows that begin alike lie side by side; hardly ever there is more than one.
@@ -280,7 +319,7 @@ class Index:
             asked = asked[self._keys[rows[asked]] == keys[asked]]
             rows_now = self._entries[rows[asked]]
             right = self.of_kind[kind][rows_now["pack"]]
-            right &= (_words(rows_now["id"]) == words[asked]).all(axis=1)
+            right &= (words(rows_now["id"]) == wanted[asked]).all(axis=1)
             found[asked[right]] = rows_now["pack"][right]
             asked = asked[~right]
             rows[asked] += 1
@@ -300,27 +339,59 @@ class Index:
             high = np.where(is_open & ~is_less, middle, high)
         return low
 
-    def without(self, names: set[str]) -> "Index":
+    def without(self, names: Iterable[str]) -> "Index":
         """Return an index that finds nothing in these packs; the numbers of packs stay."""
-        kept = np.array([object_name(digest) not in names for digest, _ in self.packs], dtype=bool)
+        kept = ~self.are(names)
         found = copy.copy(self)
         found.of_kind = {kind: of_kind & kept for kind, of_kind in self.of_kind.items()}
         return found
 
     def unlisted_among(self, packs: Iterable[int]) -> list[tuple[bytes, PackKind, Entries]]:
         """Return those of some packs that no index names, each with its rows (dtype `ENTRY`)."""
-        wanted = [n for n in packs if object_name(self.packs[n][0]) in self.unlisted]
-        rows = self._entries[np.isin(self._entries["pack"], wanted)] if wanted else self._entries
-        return [(*self.packs[n], rows[rows["pack"] == n]) for n in sorted(wanted)]
+        wanted = np.unique(np.fromiter(packs, dtype=np.uint32))
+        wanted = wanted[self.is_unlisted[wanted]]
+        if not len(wanted):
+            return []
+        rows = np.concatenate([rows[np.isin(rows["pack"], wanted)] for rows in self.windows()])
+        rows = rows[np.argsort(rows["pack"], kind="stable")]
+        starts = np.searchsorted(rows["pack"], wanted)
+        return [
+            (
+                self.digests[pack].tobytes(),
+                next(kind for kind, of_kind in self.of_kind.items() if of_kind[pack]),
+                part,
+            )
+            for pack, part in zip(wanted, np.split(rows, starts[1:]), strict=True)
+        ]
 
-    def sizes_needed(self) -> dict[str, int]:
-        """Return for each pack that is named how many bytes it has at least."""
-        ends = np.zeros(len(self.packs), dtype=np.uint64)
+    def sizes_needed(self) -> NDArray[np.uint64]:
+        """Return for each pack how many bytes it has at least."""
+        ends = np.zeros(len(self.digests), dtype=np.uint64)
         for rows in self.windows():
             np.maximum.at(ends, rows["pack"], rows["offset"].astype(np.uint64) + rows["length"])
-        return {
-            object_name(digest): int(end) for (digest, _), end in zip(self.packs, ends, strict=True)
-        }
+        return ends
+
+    def rows_of(self, ids: Ids) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """Return where the rows of some ids are in `entries`, and whose each of them is.
+
+        Returns:
+            Numbers of rows, and for each the place of its id in `ids`. Rows of other ids that begin
+            with the same eight bytes may be among them.
+        """
+        keys = heads(ids)
+        first = self._first_rows(keys)
+        rows, owners = [], []
+        asked = np.arange(len(ids))
+        while len(asked):
+            asked = asked[first[asked] < len(self._keys)]
+            asked = asked[self._keys[first[asked]] == keys[asked]]
+            rows.append(first[asked])
+            owners.append(asked)
+            first[asked] += 1
+        self._give_back()
+        return np.concatenate([np.empty(0, np.intp), *rows]), np.concatenate(
+            [np.empty(0, np.intp), *owners]
+        )
 
     def locations(self, identity: bytes) -> list[Location]:
         """Return every copy of an id; empty when there is none."""
@@ -344,93 +415,12 @@ class Index:
         return found
 
 
-def among(entries: Entries, ids: NDArray[np.void]) -> NDArray[np.bool_]:
-    """Return which rows have one of these ids (dtype V32, sorted).
-
-    Only the first eight bytes are compared: a row may be taken for named that is not, never the
-    other way round.
-    """
-    if not len(ids):
-        return np.zeros(len(entries), dtype=bool)
-    wanted = _keys(ids)
-    found = _keys(entries["id"])
-    places = np.minimum(np.searchsorted(wanted, found), len(wanted) - 1)
-    named: NDArray[np.bool_] = wanted[places] == found
-    return named
-
-
-def numbered(entries: Entries) -> NDArray[np.int64]:
-    """Return a number for each row (sorted by id) that only rows of the same id share."""
-    words = _words(entries["id"])
-    fresh = np.zeros(len(entries), dtype=np.int64)
-    fresh[1:] = (words[1:] != words[:-1]).any(axis=1)
-    return np.cumsum(fresh)
-
-
-def unique_ids(ids: NDArray[np.void]) -> NDArray[np.void]:
-    """Return each id of an array (dtype V32) once, sorted."""
-    if not len(ids):
-        return np.empty(0, dtype=ID)
-    ordered = ids[_order(ids)]
-    words = _words(ordered)
-    fresh = np.ones(len(ordered), dtype=bool)
-    fresh[1:] = (words[1:] != words[:-1]).any(axis=1)
-    return ordered[fresh]
-
-
 def _each_once(entries: Entries) -> Entries:
     """Return rows sorted by id, each once: several indexes may name the same blob."""
-    words = [_words(entries["id"])[:, column].astype(np.uint64) for column in (3, 2, 1, 0)]
-    ordered = entries[np.lexsort([entries["offset"], entries["pack"], *words])]
+    columns = [words(entries["id"])[:, column].astype(np.uint64) for column in (3, 2, 1, 0)]
+    ordered = entries[np.lexsort([entries["offset"], entries["pack"], *columns])]
     raw = ordered.view(np.uint8).reshape(len(ordered), ENTRY.itemsize)
     fresh = np.ones(len(ordered), dtype=bool)
     fresh[1:] = (raw[1:] != raw[:-1]).any(axis=1)
     found: Entries = ordered[fresh]
     return found
-
-
-def _joined(pieces: list[Entries]) -> Entries:
-    return np.concatenate(pieces) if pieces else np.empty(0, dtype=ENTRY)
-
-
-def _scratch_file() -> BinaryIO:
-    """Return a new file without a name.
-
-    Raises:
-        OutputError: there is no place for one.
-    """
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "remetal"
-    try:
-        home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return tempfile.TemporaryFile(dir=home)
-    except (OSError, RuntimeError):
-        pass
-    try:
-        return tempfile.TemporaryFile()
-    except OSError as error:
-        raise OutputError(f"there is no place for the index of the repository: {error}") from error
-
-
-def _words(ids: NDArray[np.void]) -> NDArray[np.uint64]:
-    """Return ids as rows of four big-endian integers."""
-    return np.ascontiguousarray(ids).view(">u8").reshape(-1, ID_SIZE // 8)
-
-
-def _keys(ids: NDArray[np.void]) -> NDArray[np.uint64]:
-    """Return the first eight bytes of ids as native integers that sort as the bytes do."""
-    return _words(ids)[:, 0].astype(np.uint64)
-
-
-def _is_sorted(ids: NDArray[np.void]) -> bool:
-    words = _words(ids)
-    before, after = words[:-1], words[1:]
-    differs = (before != after).argmax(axis=1)
-    rows = np.arange(len(differs))
-    return bool((before[rows, differs] <= after[rows, differs]).all())
-
-
-def _order(ids: NDArray[np.void]) -> NDArray[np.intp]:
-    """Return the order that sorts ids as byte strings."""
-    words = _words(ids)
-    columns = [words[:, column].astype(np.uint64) for column in (3, 2, 1, 0)]
-    return np.lexsort(columns)

@@ -22,6 +22,8 @@ LEAST_QUARANTINE: Final = HOUR
 # A capture that finds less than this left when it ends does not count on the pack.
 MARGIN: Final = HOUR
 KEEP_REMOVED: Final = DAY
+# Statements that name more than so many packs are written as several.
+MOST_NAMED: Final = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +58,6 @@ class Removals:
     condemned: tuple[Removal, ...]
     removed: tuple[Removal, ...]
     problems: tuple[Problem, ...]
-
-    def condemned_since(self) -> dict[str, float]:
-        """Return for each condemned pack when it was condemned first."""
-        since: dict[str, float] = {}
-        for removal in self.condemned:
-            for pack in removal.packs:
-                since[pack] = min(since.get(pack, removal.begins), removal.begins)
-        return since
 
     def doubtful_packs(self, now: float) -> set[str]:
         """Return packs that a capture that begins now must not count on."""

@@ -33,6 +33,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+
 from imager.errors import (
     NotARepository,
     ObjectDamaged,
@@ -48,7 +50,7 @@ from imager.repository import index as index_format
 from imager.repository import pack as pack_format
 from imager.repository import statement as statements
 from imager.repository.backend.directory import DirectoryBackend
-from imager.repository.backend.protocol import Backend, Entry
+from imager.repository.backend.protocol import Backend
 from imager.repository.configuration import (
     CONFIG_NAME,
     Configuration,
@@ -60,10 +62,12 @@ from imager.repository.crypto.recipient import Recipient, RecipientKey
 from imager.repository.crypto.signing import Signer
 from imager.repository.generations import Generation
 from imager.repository.header import ID_SIZE, PackKind, StatementKind
+from imager.repository.ids import NOWHERE, Ids, find
 from imager.repository.image import SealedImage
 from imager.repository.index import Index, Merger, Segment
 from imager.repository.keyring import Credential, GroupKeys
-from imager.repository.names import FOLDERS, digest_of, is_object
+from imager.repository.listing import PackListing
+from imager.repository.names import FOLDERS, is_object
 from imager.repository.pack import Entries
 from imager.repository.statement import Body, Certificate, Signatory, Statement
 from imager.repository.trust import Trust
@@ -73,6 +77,8 @@ _SHORTEST_PREFIX: Final = 4
 _READERS: Final = 4
 # So often indexes are listed when some vanish between being listed and being read.
 _LISTINGS: Final = 5
+# So many directories of packs are held at once.
+_DIRECTORIES: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,17 +335,28 @@ class Repository:
         """
         problems: list[Problem] = []
         merger = Merger(self._segments(keys, problems))
-        unlisted = self._index_of_unlisted({digest for digest, _ in merger.packs}, keys, problems)
-        merger.add(unlisted)
-        return Index(merger, (digest for digest, _ in unlisted.packs)), problems
+        listed = merger.digests()
+        for segment in self._unlisted(listed, keys, problems):
+            merger.add(segment, is_listed=False)
+        return Index(merger), problems
 
-    def lost_packs(self, index: Index) -> set[str]:
-        """Return the names of packs that the index names and that are gone or cut off."""
-        sizes = {entry.name: entry.size for entry in self.backend.list(pack_format.PREFIX)}
-        short = {
-            n: sizes.get(n, 0) for n, size in index.sizes_needed().items() if sizes.get(n, 0) < size
+    def list_packs(self) -> PackListing:
+        """List the packs that are there."""
+        return PackListing.read(self.backend)
+
+    def lost_packs(self, index: Index, listing: PackListing | None = None) -> set[str]:
+        """Return the names of packs that the index names and that are gone or cut off.
+
+        Args:
+            index: of the repository.
+            listing: of its packs, if there is one that is new enough.
+        """
+        sizes = (listing or self.list_packs()).of(index.digests).sizes
+        return {
+            name
+            for pack in np.flatnonzero(sizes < index.sizes_needed()).tolist()
+            if not self._ends_as_a_pack(name := index.name(pack), int(sizes[pack]))
         }
-        return {name for name, size in short.items() if not self._ends_as_a_pack(name, size)}
 
     def _ends_as_a_pack(self, name: str, size: int) -> bool:
         """Whether a pack has its end, so that an index which says it is longer lies."""
@@ -375,35 +392,36 @@ class Repository:
                 return
         problems.extend(missing)
 
-    def _index_of_unlisted(
-        self, listed: set[bytes], keys: GroupKeys, problems: list[Problem]
-    ) -> Segment:
-        unlisted = [
-            entry
-            for entry in self.backend.list(pack_format.PREFIX)
-            if (digest := digest_of(entry.name)) and bytes.fromhex(digest) not in listed
-        ]
+    def _unlisted(self, listed: Ids, keys: GroupKeys, problems: list[Problem]) -> Iterator[Segment]:
+        """Read the directories of the packs that no index names."""
+        there = self.list_packs()
+        is_new = find(there.digests, listed) == NOWHERE
 
-        def read(entry: Entry) -> tuple[bytes, PackKind, Entries] | Problem | None:
+        def read(row: int) -> tuple[bytes, PackKind, Entries] | Problem | None:
+            digest = there.digests[row].tobytes()
+            name = pack_format.object_name(digest)
             try:
                 kind, directory = pack_format.read_directory(
-                    self.backend, entry.name, entry.size, keys.directory_key, self.id
+                    self.backend, name, int(there.sizes[row]), keys.directory_key, self.id
                 )
             except ObjectMissing:
                 # It went since it was listed: a prune is at work.
                 return None
             except RemetalError as error:
-                return Problem(entry.name, error)
-            return bytes.fromhex(entry.name[-64:]), kind, directory
+                return Problem(name, error)
+            return digest, kind, directory
 
         directories: list[tuple[bytes, PackKind, Entries]] = []
         with ThreadPoolExecutor(_READERS, thread_name_prefix="directory") as pool:
-            for found in pool.map(read, unlisted):
-                if isinstance(found, Problem):
-                    problems.append(found)
-                elif found is not None:
-                    directories.append(found)
-        return Segment.collect(directories)
+            unlisted = np.flatnonzero(is_new).tolist()
+            for start in range(0, len(unlisted), _DIRECTORIES):
+                for found in pool.map(read, unlisted[start : start + _DIRECTORIES]):
+                    if isinstance(found, Problem):
+                        problems.append(found)
+                    elif found is not None:
+                        directories.append(found)
+                yield Segment.collect(directories)
+                directories.clear()
 
     def _read_image(self, name: str, modified: float, keys: GroupKeys) -> SealedImage:
         return image_format.decode(

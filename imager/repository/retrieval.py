@@ -32,8 +32,9 @@ from imager.repository.crypto import derive
 from imager.repository.crypto.recipient import RecipientKey
 from imager.repository.generations import Generation
 from imager.repository.header import HEADER_SIZE, Header, Magic, PackKind
+from imager.repository.ids import unique_ids
 from imager.repository.image import Manifest, SealedImage, Summary
-from imager.repository.index import Index, Location, unique_ids
+from imager.repository.index import Index, Location
 from imager.repository.keyring import GroupKeys
 from imager.repository.repository import Problem, Repository
 from imager.units import MIB
@@ -110,9 +111,6 @@ def _newest_secrets(repository: Repository, key: RecipientKey) -> tuple[Secrets,
 class MapReader:
     """Reads volume maps with the group's keys alone; they hold ids, never content.
 
-    Attributes:
-        nodes: map ids of all nodes that were read so far.
-
     Args:
         repository: where the maps lie.
         keys: of the group.
@@ -127,7 +125,6 @@ class MapReader:
         self._warn = warn
         self._recent: OrderedDict[str, memoryview] = OrderedDict()
         self._identifier = Identifier(keys.map_id_key)
-        self.nodes: set[bytes] = set()
 
     def read(self, summary: Summary, volume_id: str) -> volume_map.Runs:
         """Return the map of a volume, dtype `volume_map.RUN`.
@@ -157,13 +154,11 @@ class MapReader:
 
     def _open(self, identity: bytes, place: Location) -> bytes:
         name = self._index.pack_name(place)
-        pack = self._pack(name, self._index.packs[place.pack][0])
+        pack = self._pack(name, self._index.digests[place.pack].tobytes())
         header = Header.decode(bytes(pack[:HEADER_SIZE]), Magic.PACK, self._repository.id, name)
         opener = Opener(self._keys.map_key(header.session), self._identifier)
         blob = pack[place.offset : place.offset + place.length]
-        node = opener.open(identity, place.plain, place.codec, blob)
-        self.nodes.add(identity)
-        return node
+        return opener.open(identity, place.plain, place.codec, blob)
 
     def _pack(self, name: str, digest: bytes) -> memoryview:
         """Return a pack of maps whole: neighbours in a map are neighbours in a pack."""
@@ -343,7 +338,7 @@ class OpenImage:
         if needed < _WHOLE_SHARE * (last.offset + last.length) - _SMALL_PACK:
             return self._open_alone
         data = memoryview(backend.get(name))
-        if hashlib.sha256(data).digest() != self._index.packs[number][0]:
+        if hashlib.sha256(data).digest() != self._index.digests[number].tobytes():
             self._warn(Problem(name, ObjectDamaged(f"{name} has other bytes than were written")))
         header = Header.decode(bytes(data[:HEADER_SIZE]), Magic.PACK, self._repository.id, name)
         envelope = bytes(data[HEADER_SIZE : HEADER_SIZE + header.envelope_length])

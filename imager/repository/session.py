@@ -12,12 +12,12 @@ import numpy as np
 from imager.errors import ContentRemoved, CredentialNeeded, ObjectMissing, UntrustedObject
 from imager.repository import envelope as envelopes
 from imager.repository import image as image_format
-from imager.repository import pack as pack_format
 from imager.repository.chunk import DEFAULT_LEVEL, ID, Codec, Identifier, Sealer
 from imager.repository.crypto import derive
 from imager.repository.header import ID_SIZE, NO_KIND, Header, Magic, PackKind, StatementKind
+from imager.repository.ids import NOWHERE
 from imager.repository.image import Manifest, Summary
-from imager.repository.index import MOST_ENTRIES, NOWHERE, Segment
+from imager.repository.index_writer import IndexWriter
 from imager.repository.keyring import Credential
 from imager.repository.pack import Entries, PackBuilder, object_name
 from imager.repository.removals import MARGIN, read_removals
@@ -172,12 +172,12 @@ class Session:
     def _relied_packs_in_doubt(self, current: Repository) -> tuple[set[str], set[str]]:
         """Return which packs that this image counts on are gone, and which others may go."""
         backend = current.backend
-        names = {object_name(self._index.packs[number][0]) for number in self._relied}
+        names = {self._index.name(number) for number in self._relied}
         # Its own packs, that no image needs yet, a prune may have taken for left behind.
         names |= {object_name(row[0]) for shelf in self._shelves.values() for row in shelf.stored}
         vanishing = names & read_removals(current).vanishing_packs(backend.now())
         # No clock of a machine that may sleep tells whether a statement came and went meanwhile.
-        gone = names - {entry.name for entry in backend.list(pack_format.PREFIX)}
+        gone = current.list_packs().absent(names)
         return gone, vanishing - gone
 
     @property
@@ -302,22 +302,16 @@ class Session:
         shelf.builder = None
 
     def _store_indexes(self) -> tuple[str, ...]:
-        names = []
-        batch: list[tuple[bytes, PackKind, Entries]] = []
-        stored = [row for kind in _HOLDING for row in self._shelves[kind].stored]
+        writer = IndexWriter(self._repository, self._keys, self._session)
+        for shelf in self._shelves.values():
+            for directory in shelf.stored:
+                writer.add(*directory)
         # What an interrupted capture left and this image needs is found from now on.
-        stored += self._index.unlisted_among(self._relied)
-        for number, row in enumerate(stored, 1):
-            batch.append(row)
-            entries = sum(len(directory) for _, _, directory in batch)
-            if entries >= MOST_ENTRIES or number == len(stored):
-                header = self._header(Magic.INDEX, NO_KIND, 0)
-                name, data = Segment.collect(batch).encode(header, self._keys.directory_key)
-                self._repository.backend.put_new(name, [data])
-                self.counters.stored_bytes += len(data)
-                names.append(name.rpartition("/")[2])
-                batch = []
-        return tuple(names)
+        for directory in self._index.unlisted_among(self._relied):
+            writer.add(*directory)
+        writer.flush()
+        self.counters.stored_bytes += writer.stored_bytes
+        return tuple(name.rpartition("/")[2] for name in writer.names)
 
 
 def _uptime() -> float:

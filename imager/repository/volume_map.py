@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from imager.errors import ObjectDamaged
 from imager.repository.chunk import FREE, ID, ZERO
-from imager.repository.index import unique_ids
+from imager.repository.ids import unique_ids
 
 RUN: Final = np.dtype([("length", "<u8"), ("id", ID)])
 NODE_MAGIC: Final = b"RMAP"
@@ -146,7 +146,9 @@ def decode_node(node: bytes, level: int, length: int, what: str) -> Runs:
     ):
         raise ObjectDamaged(f"a node in the map of {what} is malformed")
     found = np.frombuffer(node, dtype=RUN, offset=NODE_HEADER_SIZE)
-    lengths = [int(value) for value in found["length"]]
-    if not all(lengths) or sum(lengths) != length:
+    lengths = found["length"]
+    # A sum of 64-bit lengths could overflow; halves of them can't.
+    covered = (int((lengths >> 32).sum()) << 32) + int((lengths & 0xFFFFFFFF).sum())
+    if not lengths.all() or covered != length:
         raise ObjectDamaged(f"the map of {what} does not cover it")
     return found

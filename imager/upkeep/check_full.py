@@ -41,10 +41,9 @@ class Opening:
         self._unlocked = unlocked
         self._index = index
         self._judge = judge
-        self._numbers = {digest: number for number, (digest, _) in enumerate(index.packs)}
-        self._counts = np.zeros(len(index.packs), dtype=np.int64)
+        self._counts = np.zeros(len(index.digests), dtype=np.int64)
         for rows in index.windows():
-            self._counts += np.bincount(rows["pack"], minlength=len(index.packs))
+            self._counts += np.bincount(rows["pack"], minlength=len(index.digests))
         self._lock = threading.Lock()
         self.chunks = 0
         self.unopened = 0
@@ -96,9 +95,10 @@ class Opening:
 
     def _compare(self, name: str, entries: Entries) -> Bad | None:
         """Compare a pack's directory with the index; a pack that no index names is fine."""
-        number = self._numbers.get(bytes.fromhex(name.rpartition("/")[2]))
-        if number is None:
+        numbers = np.flatnonzero(self._index.are([name])).tolist()
+        if not numbers:
             return None
+        number = numbers[0]
         alike = 0
         for row in entries:
             wanted = (number, int(row["offset"]), int(row["length"]), int(row["plain"]))

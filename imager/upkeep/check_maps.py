@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imager.errors import ObjectDamaged, RemetalError
+from imager.repository.ids import heads
 from imager.repository.image import VolumeSummary
 from imager.repository.index import Index
-from imager.repository.pack import object_name
 from imager.repository.volume_map import MOST_LEVEL, Runs, are_chunks, chunk_ids, decode_node
 
 _NOTHING: Final[frozenset[str]] = frozenset()
@@ -47,7 +47,7 @@ class Watched:
                 held = self._copies.get(identity, Copies(_NOTHING, _NOTHING))
                 alone = frozenset(names) if everywhere <= names else _NOTHING
                 self._copies[identity] = Copies(held.packs | names, held.alone | alone)
-        self._keys = np.sort(_keys(np.array(list(self._copies), dtype="V32")))
+        self._keys = np.sort(heads(np.array(list(self._copies), dtype="V32")))
 
     def of(self, identity: bytes) -> Copies | None:
         """Return where a blob lies; None if no watched pack holds it."""
@@ -57,7 +57,7 @@ class Watched:
         """Return where the watched ones of many blobs (dtype V32) lie."""
         if not len(self._keys):
             return []
-        keys = _keys(ids)
+        keys = heads(ids)
         places = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
         hits = ids[self._keys[places] == keys]
         return [copies for row in hits if (copies := self.of(row.tobytes())) is not None]
@@ -65,29 +65,17 @@ class Watched:
 
 def _blobs_of(index: Index, packs: Mapping[str, Ids]) -> dict[bytes, set[str]]:
     """Return every blob of these packs with the packs that hold it, a part of the index at a time."""
-    names = {}
-    if packs:
-        for number, (digest, _) in enumerate(index.packs):
-            name = object_name(digest)
-            if name in packs:
-                names[number] = name
+    named = index.are(packs)
+    names = {pack: index.name(pack) for pack in np.flatnonzero(named).tolist()}
     found: dict[bytes, set[str]] = {}
-    wanted = np.array(sorted(names), dtype=np.uint32)
     for rows in index.windows() if names else ():
-        for row in rows[np.isin(rows["pack"], wanted)]:
+        for row in rows[named[rows["pack"]]]:
             identity = row["id"].tobytes()
             name = names[int(row["pack"])]
             only = packs[name]
             if only is None or identity in only:
                 found.setdefault(identity, set()).add(name)
     return found
-
-
-def _keys(ids: NDArray[np.void]) -> NDArray[np.uint64]:
-    if not len(ids):
-        return np.empty(0, dtype=np.uint64)
-    words = np.ascontiguousarray(ids).view(">u8").reshape(-1, 4)
-    return words[:, 0].astype(np.uint64)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from imager.repository.configuration import CONFIG_NAME, repository_id
 from imager.repository.image import SealedImage
 from imager.repository.index import Index, Segment
 from imager.repository.keyring import GroupKeys
+from imager.repository.names import is_object
 from imager.repository.removals import read_removals
 from imager.repository.repository import Problem, Repository
 from imager.repository.retrieval import MapReader
@@ -191,12 +192,14 @@ class _Examination:
 
     def _check_sizes(self, index: Index) -> set[str]:
         """Note packs that are gone or cut off; return the names of all that are there."""
-        sizes = {e.name: e.size for e in self._repository.backend.list(pack_format.PREFIX)}
+        listed = self._repository.backend.list(pack_format.PREFIX)
+        sizes = {entry.name: entry.size for entry in listed if is_object(entry.name)}
         # What was read, found bad and removed since is no concern any more, unless an image needs it.
         for name in list(self._bad):
             if name.startswith(pack_format.PREFIX) and name not in sizes:
                 del self._bad[name]
-        for name, needed in index.sizes_needed().items():
+        for pack, needed in enumerate(index.sizes_needed().tolist()):
+            name = index.name(pack)
             if name not in sizes:
                 self._bad[name] = Bad(name, "this pack is missing", Fault.MISSING)
             elif sizes[name] < needed:

@@ -28,10 +28,13 @@ from imager.errors import ChecksFailed, ObjectDamaged, RemetalError, UntrustedOb
 from imager.repository import image as image_format
 from imager.repository import pack as pack_format
 from imager.repository import statement as statements
+from imager.repository.chunk import ID
 from imager.repository.header import PackKind
+from imager.repository.ids import NOWHERE, Ids, find, unique_ids
 from imager.repository.image import SealedImage
 from imager.repository.index import Index
 from imager.repository.keyring import GroupKeys
+from imager.repository.listing import PackListing
 from imager.repository.pack import object_name
 from imager.repository.removals import (
     DAY,
@@ -174,34 +177,34 @@ def plan(
     removals = read_removals(repository)
     images, problems = readable_images(repository, keys)
     index, index_problems = repository.load_index(keys)
-    listing = {entry.name: entry for entry in repository.backend.list(pack_format.PREFIX)}
-    sizes = {name: entry.size for name, entry in listing.items()}
-    lost = repository.lost_packs(index)
-    whole = {name: entry.modified for name, entry in listing.items() if name not in lost}
-    rank = _rank(index, removals, whole, _repacked(repository))
+    listing = repository.list_packs()
+    stored = listing.of(index.digests)
+    is_there = listing.has(index.digests)
+    is_whole = is_there & ~index.are(repository.lost_packs(index, listing))
+    repacked = index.are(_repacked(repository))
+    rank = _rank(index, removals, stored.modified, is_whole, repacked)
     due = tuple(removal for removal in removals.condemned if removal.ends <= clock)
     waiting = tuple(removal for removal in removals.condemned if removal.ends > clock)
     condemned_images = {image for removal in due for image in removal.images}
     condemned_images &= {image.id for image in images}
-    due_packs = {pack for removal in due for pack in removal.packs} & sizes.keys()
+    is_due = index.are(pack for removal in due for pack in removal.packs) & is_there
     done = {r.name for r in removals.removed if clock - r.begins > KEEP_REMOVED}
     done |= {removal.name for removal in due}
     locks = Locks(repository, keys)
     doomed = {object_of(image.id) for image in images if image.id in unwanted}
-    kept = locks.of(doomed | due_packs | done)
+    kept = locks.of(doomed | set(index.names(is_due)) | done)
     going = {i for i in condemned_images & unwanted if object_of(i) not in kept}
     staying = [image for image in images if image.id not in going]
     usage = _measured(repository, keys, index, staying, rank)
     if usage.suspect:
-        whole = {name: age for name, age in whole.items() if name not in usage.suspect}
-        rank = _rank(index, removals, whole, _repacked(repository))
+        is_whole &= ~index.are(usage.suspect)
+        rank = _rank(index, removals, stored.modified, is_whole, repacked)
         usage = _measured(repository, keys, index, staying, rank)
-    names = [object_name(digest) for digest, _ in index.packs]
-    candidates = [n for n, name in enumerate(names) if name in due_packs and not usage.live[n]]
+    candidates = np.flatnonzero(is_due & (usage.live == 0)).tolist()
     refuted = _unconfirmed(repository, keys, index, usage, candidates)
-    unneeded = {names[number] for number in candidates if number not in refuted}
+    unneeded = {index.name(number) for number in candidates if number not in refuted}
     locked = {name: kept[name] for name in unneeded & kept.keys()}
-    unneeded -= locked.keys() | _live_names(names, usage)
+    unneeded -= locked.keys()
     late = {name for name in doomed if kept.get(name, clock) > clock + quarantine}
     locked |= {
         name: kept[name]
@@ -210,34 +213,34 @@ def plan(
     wanted = [i for i in staying if i.id not in unwanted or object_of(i.id) in late]
     if len(wanted) != len(staying):
         usage = _measured(repository, keys, index, wanted, rank)
-    pending = {pack for removal in waiting for pack in removal.packs} | unneeded
+    is_going = index.are(unneeded)
+    is_pending = is_going | index.are(pack for removal in waiting for pack in removal.packs)
     # A capture that runs has packs that no index names yet; interrupted ones leave theirs behind.
-    pending |= {name for name in index.unlisted if clock - whole.get(name, clock) < DAY}
-    condemn, repacking, measured = _phase_one(usage, names, sizes, pending, waste)
-    chosen = {name for name, _ in condemn} | {names[item.pack] for item in repacking}
-    later = {n: t for n, t in locks.of(chosen).items() if t > clock + quarantine}
-    condemn = tuple(row for row in condemn if row[0] not in later)
-    repacking = tuple(item for item in repacking if names[item.pack] not in later)
+    is_pending |= index.is_unlisted & (clock - stored.modified < DAY)
+    condemn, repacking = _phase_one(usage, is_there & ~is_pending, waste)
+    chosen = [*condemn, *(item.pack for item in repacking)]
+    later = {n: t for n, t in locks.of(map(index.name, chosen)).items() if t > clock + quarantine}
+    is_late = index.are(later)
     in_quarantine = {image for removal in waiting for image in removal.images}
     return Plan(
         made,
         due,
         tuple(sorted(done - kept.keys())),
         tuple(sorted(going)),
-        tuple((pack, sizes[pack]) for pack in sorted(unneeded)),
+        _named(index, stored, np.flatnonzero(is_going).tolist()),
         tuple(sorted(condemned_images - unwanted)),
-        len(due_packs) - len(unneeded),
+        int(is_due.sum()) - len(unneeded),
         waiting,
         tuple(
             i.id
             for i in staying
             if i.id in unwanted and i.id not in in_quarantine and object_of(i.id) not in late
         ),
-        condemn,
-        repacking,
+        _named(index, stored, [pack for pack in condemn if not is_late[pack]]),
+        tuple(item for item in repacking if not is_late[item.pack]),
         locked | later,
         round(quarantine),
-        measured,
+        Sizes(int(listing.sizes.sum()), int(usage.live.sum()), int(usage.dead.sum())),
         (*problems, *removals.problems, *index_problems, *refuted.values()),
         index,
         usage,
@@ -245,32 +248,28 @@ def plan(
 
 
 def _phase_one(
-    usage: Usage, names: list[str], sizes: dict[str, int], pending: set[str], waste: float
-) -> tuple[tuple[tuple[str, int], ...], tuple[Repacking, ...], Sizes]:
-    condemn, mixed = [], []
-    live_names = _live_names(names, usage)
-    dead_bytes = 0
-    for number, name in enumerate(names):
-        live, dead = int(usage.live[number]), int(usage.dead[number])
-        if name not in sizes or name in pending:
-            continue
-        if name not in live_names:
-            condemn.append((name, sizes[name]))
-        elif dead:
-            mixed.append(Repacking(number, live, dead))
-            dead_bytes += dead
-    staying = sum(usage.live.tolist()) + dead_bytes
-    mixed.sort(key=lambda item: (-item.dead / (item.live + item.dead), names[item.pack]))
+    usage: Usage, may_go: NDArray[np.bool_], waste: float
+) -> tuple[list[int], tuple[Repacking, ...]]:
+    """Return the packs that nobody needs, and those to be repacked; all by number."""
+    mixed = np.flatnonzero(may_go & (usage.live > 0) & (usage.dead > 0))
+    live, dead = usage.live[mixed].astype(np.float64), usage.dead[mixed].astype(np.float64)
+    order = np.argsort(-dead / (live + dead), kind="stable")
+    dead_bytes = int(usage.dead[mixed].sum())
+    staying = int(usage.live.sum()) + dead_bytes
     chosen = []
-    for item in mixed:
+    for pack in mixed[order].tolist():
+        item = Repacking(pack, int(usage.live[pack]), int(usage.dead[pack]))
         if dead_bytes <= waste * staying and item.dead < item.live:
             break
         chosen.append(item)
         dead_bytes -= item.dead
         staying -= item.dead
-    stored = sum(sizes.values())
-    measured = Sizes(stored, int(usage.live.sum()), int(usage.dead.sum()))
-    return tuple(sorted(set(condemn))), tuple(chosen), measured
+    return np.flatnonzero(may_go & (usage.live == 0)).tolist(), tuple(chosen)
+
+
+def _named(index: Index, stored: PackListing, packs: list[int]) -> tuple[tuple[str, int], ...]:
+    """Return name and size of some packs, by name."""
+    return tuple((index.name(pack), int(stored.sizes[pack])) for pack in packs)
 
 
 def _measured(
@@ -300,7 +299,11 @@ def _repacked(repository: Repository) -> set[str]:
 
 
 def _rank(
-    index: Index, removals: Removals, whole: dict[str, float], repacked: set[str]
+    index: Index,
+    removals: Removals,
+    modified: NDArray[np.float64],
+    is_whole: NDArray[np.bool_],
+    is_repacked: NDArray[np.bool_],
 ) -> NDArray[np.int64]:
     """Return the order in which packs are preferred as the place of a kept copy.
 
@@ -310,17 +313,12 @@ def _rank(
     A statement that appears between two prunes only adds a later condemnation, so it changes
     nothing in the order of packs that were condemned before.
     """
-    since = removals.condemned_since()
-
-    def key(number: int) -> tuple[bool, float, bool, float, bytes]:
-        digest = index.packs[number][0]
-        name = object_name(digest)
-        age = -whole.get(name, 0.0)
-        return name in whole, since.get(name, float("inf")), name in repacked, age, digest
-
-    rank = np.empty(len(index.packs), dtype=np.int64)
-    for position, number in enumerate(sorted(range(len(index.packs)), key=key)):
-        rank[number] = position
+    since = np.full(len(index.digests), np.inf)
+    for removal in removals.condemned:
+        named = index.are(removal.packs)
+        since[named] = np.minimum(since[named], removal.begins)
+    rank = np.empty(len(index.digests), dtype=np.int64)
+    rank[np.lexsort((-modified, is_repacked, since, is_whole))] = np.arange(len(rank))
     return rank
 
 
@@ -332,14 +330,12 @@ def _unconfirmed(
     packs: list[int],
 ) -> dict[int, Problem]:
     """Return which packs must stay, because a copy that would be kept is rotten or is not there."""
-    directories: dict[int, tuple[PackKind | None, set[bytes]]] = {}
     found: dict[int, Problem] = {}
-    for pack, identity, keeper in usage.given_up(packs):
-        name = object_name(index.packs[keeper][0])
-        if keeper not in directories:
-            directories[keeper] = _verified_ids(repository, keys, name)
-        kind, ids = directories[keeper]
-        if kind is not index.packs[pack][1] or identity not in ids:
+    for group in usage.given_up(packs):
+        name = index.name(group.keeper)
+        kind, ids = _verified_ids(repository, keys, name)
+        is_kept = (find(group.ids, ids) != NOWHERE) & (kind is group.kind)
+        for pack in np.unique(group.packs[~is_kept]).tolist():
             error = ObjectDamaged(
                 f"{name} is damaged, or an index names chunks in it that its directory does not; "
                 "other copies of them stay"
@@ -350,21 +346,16 @@ def _unconfirmed(
 
 def _verified_ids(
     repository: Repository, keys: GroupKeys, name: str
-) -> tuple[PackKind | None, set[bytes]]:
-    """Read a pack whole; return its kind and ids if it is as it was written."""
+) -> tuple[PackKind | None, Ids]:
+    """Read a pack whole; return its kind and its ids, sorted, if it is as it was written."""
     try:
         data = repository.backend.get(name)
         if object_name(hashlib.sha256(data).digest()) != name:
-            return None, set()
+            raise ObjectDamaged(f"{name} has other bytes than were written")
         kind, rows = pack_format.decode_directory(data, name, keys.directory_key, repository.id)
     except RemetalError:
-        return None, set()
-    return kind, {row["id"].tobytes() for row in rows}
-
-
-def _live_names(names: list[str], usage: Usage) -> set[str]:
-    """Return the packs that are needed, whatever else indexes say of the same packs."""
-    return {names[number] for number in np.flatnonzero(usage.live)}
+        return None, np.empty(0, dtype=ID)
+    return kind, unique_ids(rows["id"])
 
 
 def object_of(image: str) -> str:

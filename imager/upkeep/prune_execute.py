@@ -8,7 +8,7 @@ from imager.errors import ChecksFailed, UsageError
 from imager.repository import pack as pack_format
 from imager.repository.header import StatementKind
 from imager.repository.keyring import GroupKeys
-from imager.repository.removals import HOUR, read_removals
+from imager.repository.removals import HOUR, MOST_NAMED, read_removals
 from imager.repository.repository import Problem, Repository, now
 from imager.repository.standing import read_standing
 from imager.repository.statement import RemovalBody, Signatory
@@ -18,7 +18,6 @@ from imager.upkeep.repack import outdated_indexes, repack, replace_indexes
 
 # A plan is carried out within this time of being made, or made anew.
 FRESH: Final = HOUR / 2
-_MOST_NAMED: Final = 1 << 16
 
 Advance = Callable[[int], None]
 
@@ -87,7 +86,7 @@ def _remove(made: Plan, repository: Repository, keys: GroupKeys, signatory: Sign
     packs = [name for name, _ in made.remove_packs]
     images = [object_of(image) for image in made.remove_images]
     if images or packs:
-        outdated = outdated_indexes(repository, keys, set(packs))
+        outdated = outdated_indexes(repository, keys, frozenset(packs))
         _renew_parity(repository, {*images, *packs, *outdated.names})
         _check_fresh(made)
         others = {pack for removal in read_removals(repository).removed for pack in removal.packs}
@@ -179,11 +178,11 @@ def _bodies(images: Iterable[str], packs: list[str], quarantine: int) -> list[Re
     """Return as many bodies as are needed to name everything; the first names the images."""
     hashes = sorted(name.rpartition("/")[2] for name in packs)
     stamp = now()
-    first = RemovalBody(tuple(images), tuple(hashes[:_MOST_NAMED]), quarantine, stamp)
-    more = range(_MOST_NAMED, len(hashes), _MOST_NAMED)
+    first = RemovalBody(tuple(images), tuple(hashes[:MOST_NAMED]), quarantine, stamp)
+    more = range(MOST_NAMED, len(hashes), MOST_NAMED)
     return [
         first,
-        *(RemovalBody((), tuple(hashes[s : s + _MOST_NAMED]), quarantine, stamp) for s in more),
+        *(RemovalBody((), tuple(hashes[s : s + MOST_NAMED]), quarantine, stamp) for s in more),
     ]
 
 

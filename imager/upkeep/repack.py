@@ -6,10 +6,8 @@ wrote the old one. So nobody needs a key that opens content, and no nonce is use
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-
-import numpy as np
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 from imager.errors import ObjectDamaged, ObjectMissing, RemetalError
 from imager.repository import index as index_format
@@ -17,21 +15,20 @@ from imager.repository.chunk import CODEC_SHIFT, PLAIN_MASK, Codec
 from imager.repository.header import (
     HEADER_SIZE,
     ID_SIZE,
-    NO_KIND,
     Header,
     Magic,
-    PackKind,
     StatementKind,
 )
-from imager.repository.index import MOST_ENTRIES, Index, Segment
+from imager.repository.index import Index, Segment
+from imager.repository.index_writer import IndexWriter
 from imager.repository.keyring import GroupKeys
-from imager.repository.pack import Entries, PackBuilder, object_name, read_directory
+from imager.repository.pack import PackBuilder, decode_directory, object_name
+from imager.repository.removals import MOST_NAMED
 from imager.repository.repository import Problem, Repository, now
 from imager.repository.statement import RepackedBody, Signatory
 from imager.upkeep.usage import Usage
 
 Advance = Callable[[int], None]
-_Directory = tuple[bytes, PackKind, Entries]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,24 +46,34 @@ class Repacked:
     problems: tuple[Problem, ...]
 
 
-@dataclass(slots=True)
 class _Work:
-    repository: Repository
-    keys: GroupKeys
-    builders: dict[bytes, PackBuilder] = field(default_factory=dict)
-    stored: list[_Directory] = field(default_factory=list)
+    """Fills new packs, of one capture after the other, so that one at most is in the making."""
 
-    def builder(self, header: bytes, envelope: bytes, name: str) -> PackBuilder:
-        key = header + envelope
-        if key not in self.builders:
-            decoded = Header.decode(header, Magic.PACK, self.repository.id, name)
-            self.builders[key] = PackBuilder(decoded, envelope, self.keys.directory_key)
-        return self.builders[key]
+    def __init__(self, repository: Repository, keys: GroupKeys) -> None:
+        self.repository = repository
+        self.keys = keys
+        self.indexes = IndexWriter(repository, keys, os.urandom(ID_SIZE))
+        self.stored: list[str] = []
+        self._origin = b""
+        self._builder: PackBuilder | None = None
 
-    def store(self, key: bytes) -> None:
-        pack = self.builders.pop(key).finish()
-        self.repository.backend.put_new(pack.name, pack.parts)
-        self.stored.append((pack.digest, pack.kind, pack.entries))
+    def builder(self, header: Header, envelope: bytes) -> PackBuilder:
+        """Return the pack in the making that takes blobs of packs with this header and envelope."""
+        origin = header.encode() + envelope
+        if self._builder is None or self._builder.is_full or origin != self._origin:
+            self.store()
+            self._origin = origin
+            self._builder = PackBuilder(header, envelope, self.keys.directory_key)
+        return self._builder
+
+    def store(self) -> None:
+        """Store the pack in the making."""
+        if self._builder is not None:
+            pack = self._builder.finish()
+            self.repository.backend.put_new(pack.name, pack.parts)
+            self.stored.append(pack.digest.hex())
+            self.indexes.add(pack.digest, pack.kind, pack.entries)
+            self._builder = None
 
 
 def repack(
@@ -93,11 +100,13 @@ def repack(
         NoRoom: the repository is full; nothing is lost.
     """
     work = _Work(repository, keys)
-    replaced, problems, moved = [], [], 0
-    for number in packs:
-        name = object_name(index.packs[number][0])
+    problems: list[Problem] = []
+    replaced: list[str] = []
+    moved = 0
+    for _, number in sorted(_headers(repository, index, packs, problems)):
+        name = index.name(number)
         try:
-            count = _copy(work, name, usage.kept(number))
+            count = _copy(work, name, usage, number)
         except RemetalError as error:
             if not isinstance(error, (ObjectDamaged, ObjectMissing)):
                 raise
@@ -106,14 +115,23 @@ def repack(
         replaced.append(name)
         moved += count
         advance(count)
-    for key in list(work.builders):
-        work.store(key)
-    if work.stored:
-        names = tuple(digest.hex() for digest, _, _ in work.stored)
-        body = RepackedBody(names, now())
+    work.store()
+    for start in range(0, len(work.stored), MOST_NAMED):
+        body = RepackedBody(tuple(work.stored[start : start + MOST_NAMED]), now())
         repository.state(StatementKind.REPACKED, body, signatory, keys.group)
-    _write_indexes(repository, keys, work.stored)
+    work.indexes.flush()
     return Repacked(tuple(replaced), moved, tuple(problems))
+
+
+def _headers(
+    repository: Repository, index: Index, packs: Sequence[int], problems: list[Problem]
+) -> Iterator[tuple[bytes, int]]:
+    for number in packs:
+        name = index.name(number)
+        try:
+            yield repository.backend.get_range(name, 0, HEADER_SIZE), number
+        except RemetalError as error:
+            problems.append(Problem(name, error))
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,79 +140,87 @@ class OutdatedIndexes:
 
     Attributes:
         names: of the indexes.
-        kept: what they say of packs that stay.
+        gone: names of the packs.
     """
 
     names: tuple[str, ...]
-    kept: tuple[tuple[bytes, PackKind, Entries], ...]
+    gone: frozenset[str]
 
 
-def outdated_indexes(repository: Repository, keys: GroupKeys, gone: set[str]) -> OutdatedIndexes:
+def outdated_indexes(
+    repository: Repository, keys: GroupKeys, gone: frozenset[str]
+) -> OutdatedIndexes:
     """Find the indexes that name packs which go. Those with false bytes are left alone.
 
     Raises:
         ObjectDamaged: the store can't read an index back now; it may name packs which go.
     """
-    kept: list[_Directory] = []
-    names: list[str] = []
+    names = []
     for entry in repository.backend.list(index_format.PREFIX) if gone else ():
-        try:
-            data = repository.backend.get(entry.name)
-        except ObjectMissing:  # another prune has put others in its place
-            continue
-        try:
-            segment = Segment.decode(data, entry.name, keys.directory_key, repository.id)
-        except RemetalError:
-            continue
-        packs = [object_name(digest) for digest, _ in segment.packs]
-        if gone.isdisjoint(packs):
-            continue
-        names.append(entry.name)
-        for number, (pack, (digest, kind)) in enumerate(zip(packs, segment.packs, strict=True)):
-            if pack not in gone:
-                kept.append((digest, kind, segment.entries[segment.entries["pack"] == number]))
-    return OutdatedIndexes(tuple(names), tuple(kept))
+        segment = _segment(repository, keys, entry.name)
+        if segment and any(object_name(digest) in gone for digest, _ in segment.packs):
+            names.append(entry.name)
+    return OutdatedIndexes(tuple(names), gone)
 
 
 def replace_indexes(repository: Repository, keys: GroupKeys, outdated: OutdatedIndexes) -> None:
     """Write what outdated indexes say of packs that stay anew, durably, and remove them."""
-    _write_indexes(repository, keys, outdated.kept)
+    writer = IndexWriter(repository, keys, os.urandom(ID_SIZE))
+    replaced: list[str] = []
     for name in outdated.names:
+        segment = _segment(repository, keys, name)
+        if segment is None:  # another prune has put others in its place
+            continue
+        written = len(writer.names)
+        for digest, kind, directory in segment.directories():
+            if object_name(digest) not in outdated.gone:
+                writer.add(digest, kind, directory)
+        if len(writer.names) > written:
+            # What the ones before say is written; what this one says may be so in part.
+            _delete(repository, replaced)
+            replaced = []
+        replaced.append(name)
+    writer.flush()
+    _delete(repository, replaced)
+
+
+def _delete(repository: Repository, names: Iterable[str]) -> None:
+    for name in names:
         repository.backend.delete(name)
 
 
-def _copy(work: _Work, name: str, rows: Entries) -> int:
-    data = memoryview(work.repository.backend.get(name))
+def _segment(repository: Repository, keys: GroupKeys, name: str) -> Segment | None:
+    """Return an index; None if it is gone, or is nothing that readers count on.
+
+    Raises:
+        ObjectDamaged: the store can't read it back now.
+    """
+    try:
+        data = repository.backend.get(name)
+    except ObjectMissing:
+        return None
+    try:
+        return Segment.decode(data, name, keys.directory_key, repository.id)
+    except RemetalError:
+        return None
+
+
+def _copy(work: _Work, name: str, usage: Usage, number: int) -> int:
+    data = work.repository.backend.get(name)
     if object_name(hashlib.sha256(data).digest()) != name:
         raise ObjectDamaged(f"{name} has other bytes than were written")
-    raw = bytes(data[:HEADER_SIZE])
-    header = Header.decode(raw, Magic.PACK, work.repository.id, name)
-    envelope = bytes(data[HEADER_SIZE : HEADER_SIZE + header.envelope_length])
-    kind, directory = read_directory(
-        work.repository.backend, name, len(data), work.keys.directory_key, work.repository.id
-    )
-    wanted = {row["id"].tobytes() for row in rows}
-    chosen = [row for row in directory if row["id"].tobytes() in wanted]
-    if len(chosen) != len(wanted) or kind != header.kind:
+    header = Header.decode(data[:HEADER_SIZE], Magic.PACK, work.repository.id, name)
+    envelope = data[HEADER_SIZE : HEADER_SIZE + header.envelope_length]
+    kind, directory = decode_directory(data, name, work.keys.directory_key, work.repository.id)
+    chosen = directory[usage.are_kept(number, directory["id"])]
+    if len(chosen) != usage.kept[number] or kind != header.kind:
         raise ObjectDamaged(f"an index names chunks in {name} that its directory does not")
     count = 0
     for row in chosen:
-        builder = work.builder(raw, envelope, name)
         start, length, packed = int(row["offset"]), int(row["length"]), int(row["plain"])
         blob = bytearray(data[start : start + length])
-        builder.add(row["id"].tobytes(), blob, packed & PLAIN_MASK, Codec(packed >> CODEC_SHIFT))
+        work.builder(header, envelope).add(
+            row["id"].tobytes(), blob, packed & PLAIN_MASK, Codec(packed >> CODEC_SHIFT)
+        )
         count += length
-        if builder.is_full:
-            work.store(raw + envelope)
     return count
-
-
-def _write_indexes(
-    repository: Repository, keys: GroupKeys, directories: Sequence[_Directory]
-) -> None:
-    header = Header(Magic.INDEX, NO_KIND, 0, os.urandom(ID_SIZE), keys.group, repository.id)
-    ends = np.cumsum([len(entries) for _, _, entries in directories]) // MOST_ENTRIES
-    for batch in np.unique(ends):
-        chosen = [d for d, number in zip(directories, ends, strict=True) if number == batch]
-        name, data = Segment.collect(chosen).encode(header, keys.directory_key)
-        repository.backend.put_new(name, [data])

@@ -1,20 +1,54 @@
-"""Which blobs of which packs are needed by images, and which copy of each is the kept one."""
+"""Which blobs of which packs are needed by images, and which copy of each is the kept one.
+
+Memory: a byte for each row of the index and some tens for each pack, whatever images there are;
+what they need is gathered in a scratch file and compared with the index part by part.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from imager.errors import RemetalError
+from imager.errors import ObjectDamaged, RemetalError
 from imager.repository.header import PackKind
-from imager.repository.image import PREFIX, SealedImage
-from imager.repository.index import Index, among, numbered, unique_ids
+from imager.repository.ids import Ids, begins, heads, words
+from imager.repository.image import PREFIX, SealedImage, VolumeSummary
+from imager.repository.index import Index
 from imager.repository.keyring import GroupKeys
 from imager.repository.pack import Entries
 from imager.repository.repository import Problem, Repository
 from imager.repository.retrieval import MapReader
-from imager.repository.volume_map import chunk_ids
+from imager.repository.scratch import Parted
+from imager.repository.volume_map import MOST_LEVEL, are_chunks, decode_node
+
+# First eight bytes of ids, so that their first byte decides the part.
+_HEAD: Final = np.dtype(">u8")
+# Parts by the first byte of the keeper's digest go up with its number.
+_GIVEN_UP: Final = np.dtype(
+    [("part", "u1"), ("keeper", "<u4"), ("pack", "<u4"), ("kind", "u1"), ("id", "V32")]
+)
+_NEEDED: Final = {PackKind.DATA: 1, PackKind.MAPS: 2}
+_KEPT: Final = {PackKind.DATA: 4, PackKind.MAPS: 8}
+_ANY_KEPT: Final = 12
+
+
+@dataclass(frozen=True, slots=True)
+class GivenUp:
+    """Needed blobs whose kept copies lie in one pack, and other copies in packs that may go.
+
+    Attributes:
+        keeper: number of the pack that keeps them.
+        kind: as what they are needed.
+        packs: for each, the number of the pack that holds another copy.
+        ids: of each.
+    """
+
+    keeper: int
+    kind: PackKind
+    packs: NDArray[np.uint32]
+    ids: Ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +58,7 @@ class Usage:
     Attributes:
         live: per pack of the index, bytes of blobs that images need and whose kept copy is there.
         dead: per pack, bytes of all its other blobs.
+        kept: per pack, how many blobs are kept there.
         suspect: names of packs of maps that are damaged, where another copy served.
         problems: images whose maps can't be read; what they need is not counted, so nothing may
             be removed while there is one.
@@ -31,30 +66,55 @@ class Usage:
 
     live: NDArray[np.uint64]
     dead: NDArray[np.uint64]
+    kept: NDArray[np.int64]
     suspect: frozenset[str]
     problems: tuple[Problem, ...]
-    _entries: Entries
-    _needed: NDArray[np.bool_]
-    _kept: NDArray[np.bool_]
+    _index: Index
+    _marks: NDArray[np.uint8]
 
-    def kept(self, pack: int) -> Entries:
-        """Return the blobs of a pack that must stay (dtype `index.ENTRY`), by offset."""
-        rows = self._entries[self._kept & (self._entries["pack"] == pack)]
-        ordered: Entries = rows[np.argsort(rows["offset"], kind="stable")]
-        return ordered
+    def are_kept(self, pack: int, ids: Ids) -> NDArray[np.bool_]:
+        """Return which of some ids (dtype V32) are kept in a pack."""
+        rows, owners = self._index.rows_of(ids)
+        found = self._index.entries[rows]
+        right = (found["pack"] == pack) & (self._marks[rows] & _ANY_KEPT != 0)
+        right &= (words(found["id"]) == words(ids[owners])).all(axis=1)
+        named = np.zeros(len(ids), dtype=bool)
+        named[owners[right]] = True
+        return named
 
-    def given_up(self, packs: Sequence[int]) -> Iterator[tuple[int, bytes, int]]:
-        """Yield what is needed, lies in these packs, and is kept elsewhere.
+    def given_up(self, packs: Sequence[int]) -> Iterator[GivenUp]:
+        """Yield what is needed, lies in these packs, and is kept elsewhere, keeper by keeper."""
+        copies = Parted(_GIVEN_UP)
+        going = np.zeros(len(self.live), dtype=bool)
+        going[list(packs)] = True
+        start = 0
+        for rows in self._index.windows() if packs else ():
+            marks = self._marks[start : start + len(rows)]
+            start += len(rows)
+            numbers = np.cumsum(begins(rows["id"])) - 1
+            for kind in PackKind:
+                is_kept = marks & _KEPT[kind] != 0
+                lost = (marks & _NEEDED[kind] != 0) & ~is_kept & going[rows["pack"]]
+                if lost.any():
+                    keeper = np.zeros(int(numbers[-1]) + 1, dtype=np.uint32)
+                    keeper[numbers[is_kept]] = rows["pack"][is_kept]
+                    copies.add(self._copies(kind, rows[lost], keeper[numbers[lost]]))
+        for _, part in copies.parts():
+            ordered = part[np.lexsort((part["kind"], part["keeper"]))]
+            keys = ordered["keeper"].astype(np.uint64) << 8 | ordered["kind"]
+            for group in np.split(ordered, np.flatnonzero(keys[1:] != keys[:-1]) + 1):
+                if len(group):
+                    kind = PackKind(int(group["kind"][0]))
+                    yield GivenUp(int(group["keeper"][0]), kind, group["pack"], group["id"])
 
-        Yields:
-            Number of the pack, id, and number of the pack whose copy is kept.
-        """
-        numbers = numbered(self._entries)
-        keeper = np.zeros(int(numbers[-1]) + 1 if len(numbers) else 0, dtype=np.int64)
-        keeper[numbers[self._kept]] = self._entries["pack"][self._kept]
-        copies = self._needed & ~self._kept & np.isin(self._entries["pack"], packs)
-        for row, number in zip(self._entries[copies], numbers[copies], strict=True):
-            yield int(row["pack"]), row["id"].tobytes(), int(keeper[number])
+    def _copies(
+        self, kind: PackKind, rows: Entries, keepers: NDArray[np.uint32]
+    ) -> NDArray[np.void]:
+        found = np.empty(len(rows), dtype=_GIVEN_UP)
+        found["part"] = self._index.digests[keepers].view(np.uint8).reshape(-1, 32)[:, 0]
+        found["keeper"], found["pack"], found["kind"] = keepers, rows["pack"], kind
+        found["id"] = rows["id"]
+        return found
 
 
 def measure(
@@ -75,47 +135,124 @@ def measure(
         index: of the repository.
         images: that must stay restorable.
         rank: per pack of the index; no two alike.
+
+    Raises:
+        OutputError: there is no room for a scratch file.
     """
     problems: list[Problem] = []
     suspect: set[str] = set()
     reader = MapReader(repository, keys, index, lambda problem: suspect.add(problem.name))
-    live = dict(_live_ids(reader, images, problems))
-    entries = index.entries
-    numbers = numbered(entries)
-    kinds = np.array([kind for _, kind in index.packs], dtype=np.uint8)
-    needed = np.zeros(len(entries), dtype=bool)
-    kept = np.zeros(len(entries), dtype=bool)
-    for kind, ids in live.items():
-        rows = np.flatnonzero((kinds[entries["pack"]] == kind) & among(entries, ids))
-        needed[rows] = True
-        rows = rows[np.lexsort((-rank[entries["pack"][rows]], numbers[rows]))]
-        first = np.ones(len(rows), dtype=bool)
-        first[1:] = numbers[rows][1:] != numbers[rows][:-1]
-        kept[rows[first]] = True
-    count = len(index.packs)
-    weights = entries["length"].astype(np.float64)
-    stays = np.bincount(entries["pack"][kept], weights[kept], count)
-    all_of_it = np.bincount(entries["pack"], weights, count)
-    return Usage(
-        stays.astype(np.uint64),
-        (all_of_it - stays).astype(np.uint64),
-        frozenset(suspect),
-        tuple(problems),
-        entries,
-        needed,
-        kept,
-    )
-
-
-def _live_ids(
-    reader: MapReader, images: Sequence[SealedImage], problems: list[Problem]
-) -> Iterator[tuple[PackKind, NDArray[np.void]]]:
-    chunks = [np.empty(0, dtype="V32")]
+    walk = _Walk(reader)
     for image in images:
         for volume in image.summary.volumes:
             try:
-                chunks.append(chunk_ids(reader.read(image.summary, volume.id)))
+                walk.volume(volume)
             except RemetalError as error:
                 problems.append(Problem(PREFIX + image.id, error))
-    yield PackKind.DATA, unique_ids(np.concatenate(chunks))
-    yield PackKind.MAPS, unique_ids(np.array(sorted(reader.nodes), dtype="V32"))
+    needs = {PackKind.DATA: _Needs(walk.chunks), PackKind.MAPS: _Needs(walk.nodes())}
+    count = len(index.digests)
+    marks = np.zeros(len(index), dtype=np.uint8)
+    live, dead = np.zeros(count, dtype=np.uint64), np.zeros(count, dtype=np.uint64)
+    kept = np.zeros(count, dtype=np.int64)
+    start = 0
+    for rows in index.windows():
+        own = marks[start : start + len(rows)]
+        start += len(rows)
+        beginnings, numbers = heads(rows["id"]), np.cumsum(begins(rows["id"]), dtype=np.int64)
+        for kind in PackKind:
+            at = np.flatnonzero(index.of_kind[kind][rows["pack"]] & needs[kind].among(beginnings))
+            own[at] |= _NEEDED[kind]
+            own[at[_best(numbers[at], rank[rows["pack"][at]])]] |= _KEPT[kind]
+        stays = own & _ANY_KEPT != 0
+        lengths = rows["length"].astype(np.uint64)
+        np.add.at(live, rows["pack"][stays], lengths[stays])
+        np.add.at(kept, rows["pack"][stays], 1)
+        np.add.at(dead, rows["pack"][~stays], lengths[~stays])
+    return Usage(live, dead, kept, frozenset(suspect), tuple(problems), index, marks)
+
+
+def _best(numbers: NDArray[np.int64], ranks: NDArray[np.int64]) -> NDArray[np.intp]:
+    """Return of each run of equal numbers the place of the first highest rank."""
+    if not len(numbers):
+        return np.empty(0, dtype=np.intp)
+    fresh = np.ones(len(numbers), dtype=bool)
+    fresh[1:] = numbers[1:] != numbers[:-1]
+    starts = np.flatnonzero(fresh)
+    best = np.maximum.reduceat(ranks, starts)
+    runs = np.cumsum(fresh) - 1
+    places = np.flatnonzero(ranks == best[runs])
+    return places[np.unique(runs[places], return_index=True)[1]]
+
+
+class _Walk:
+    """Gathers what maps name; what they share is read once.
+
+    Attributes:
+        chunks: first eight bytes of the ids of chunks, some more than once.
+    """
+
+    def __init__(self, reader: MapReader) -> None:
+        self._reader = reader
+        self._seen: set[bytes] = set()
+        self.chunks = Parted(_HEAD)
+
+    def volume(self, volume: VolumeSummary) -> None:
+        """Gather what a volume needs.
+
+        Raises:
+            ObjectMissing: a node is nowhere.
+            ObjectDamaged: one is damaged.
+        """
+        root = volume.map_root
+        if not 0 <= root.level <= MOST_LEVEL:
+            raise ObjectDamaged(f"the map of {volume.id} has impossible depth {root.level}")
+        self._node(root.id, root.level, volume.length, volume.id)
+
+    def nodes(self) -> Parted:
+        """Return the first eight bytes of the ids of all nodes."""
+        found = Parted(_HEAD)
+        found.add(np.frombuffer(b"".join(key[:8] for key in self._seen), dtype=_HEAD))
+        return found
+
+    def _node(self, identity: bytes, level: int, length: int, what: str) -> None:
+        key = identity + bytes([level]) + length.to_bytes(8, "little")
+        if key in self._seen:
+            return
+        runs = decode_node(self._reader.load(identity), level, length, what)
+        if level:
+            for child_length, child in zip(runs["length"].tolist(), runs["id"], strict=True):
+                self._node(child.tobytes(), level - 1, child_length, what)
+        else:
+            self.chunks.add(heads(runs["id"][are_chunks(runs)]).astype(_HEAD))
+        # Only now: another image that needs what could not be read must hear of it, too.
+        self._seen.add(key)
+
+
+class _Needs:
+    """Which ids are needed, asked in ascending order.
+
+    Only the first eight bytes are compared: an id may be taken for needed that is not, never the
+    other way round.
+    """
+
+    def __init__(self, needed: Parted) -> None:
+        self._parts = needed.parts()
+        self._first, self._heads = 0, np.empty(0, dtype=np.uint64)
+        self._next = next(self._parts, None)
+
+    def among(self, keys: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """Return which of some ids, given by their first eight bytes in order, are needed."""
+        if len(keys):
+            self._forward(int(keys[0]), int(keys[-1]))
+        if not len(self._heads):
+            return np.zeros(len(keys), dtype=bool)
+        places = np.minimum(np.searchsorted(self._heads, keys), len(self._heads) - 1)
+        found: NDArray[np.bool_] = self._heads[places] == keys
+        return found
+
+    def _forward(self, low: int, high: int) -> None:
+        self._heads = self._heads[np.searchsorted(self._heads, np.uint64(low)) :]
+        while self._next is not None and self._next[0] << 56 <= high:
+            fresh = np.unique(self._next[1].astype(np.uint64))
+            self._heads = np.concatenate([self._heads, fresh])
+            self._next = next(self._parts, None)

@@ -1,112 +1,46 @@
-"""How much memory and time the index of a repository of 16 TiB takes.
+"""How much memory and time a repository of 16 TiB takes.
 
-The index objects are real and sealed, 131 million entries in all; the million packs they name
-exist in the listing only. Each measurement is a process of its own, so that its peak is its own.
-Measured are opening (no cache), a million look-ups, and looking for lost packs; prune is not.
+Each measurement is a process of its own, so that its peak is its own: opening (there is no cache
+of the index beforehand), a million look-ups, looking for lost packs, and the plan of a prune that has one
+image to remove (`tests.benchmarks.scale_input`). The exit code is 1 when one needs more than 1 GiB.
 
-    .venv/bin/python -m tests.benchmarks.scale --scale 0.01
+    .venv/bin/python -m tests.benchmarks.scale --scale 0.02
 """
 
 import argparse
 import dataclasses
-import hashlib
 import json
 import os
 import resource
-import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
-from imager.repository.backend.directory import DirectoryBackend
-from imager.repository.backend.protocol import Entry
-from imager.repository.configuration import Secrets
-from imager.repository.crypto.recipient import RecipientKey
-from imager.repository.header import NO_KIND, Header, Magic, PackKind
-from imager.repository.index import ENTRY, NOWHERE, Index, Segment
-from imager.repository.keyring import Credential
-from imager.repository.pack import object_name
+from imager.repository.ids import NOWHERE
+from imager.repository.index import Index
+from imager.repository.keyring import Credential, GroupKeys
 from imager.repository.repository import Repository
 from imager.units import GIB, KIB, MIB
+from imager.upkeep.prune import plan
+from tests.benchmarks.scale_input import (
+    CHUNK,
+    PACKS_EACH,
+    ROWS,
+    Listed,
+    digest,
+    ids,
+    indexes,
+    make,
+)
 
-INDEXES: Final = 125
-PACKS_EACH: Final = 8192
-CHUNKS_EACH: Final = 128
-CHUNK: Final = 128 * KIB
 LOOKUPS: Final = 1_000_000
 LIMIT: Final = GIB
-STEPS: Final = ("open", "look-ups", "lost packs")
-_VERSION: Final = 1
+STEPS: Final = ("open", "look-ups", "lost packs", "prune plan")
 _CACHE: Final = Path(".cache/bench-scale")
-
-
-def indexes(scale: float) -> int:
-    return max(1, round(INDEXES * scale))
-
-
-def digest(pack: int) -> bytes:
-    return hashlib.sha256(pack.to_bytes(8, "little")).digest()
-
-
-def ids(number: int) -> np.ndarray:
-    noise = np.random.Generator(np.random.PCG64(number))
-    return np.frombuffer(noise.bytes(PACKS_EACH * CHUNKS_EACH * 32), dtype="V32")
-
-
-def segment(number: int) -> Segment:
-    rows = np.empty(PACKS_EACH * CHUNKS_EACH, dtype=ENTRY)
-    rows["id"] = ids(number)
-    rows["pack"] = np.arange(len(rows)) // CHUNKS_EACH
-    rows["offset"] = 1300 + np.arange(len(rows)) % CHUNKS_EACH * CHUNK
-    rows["length"] = rows["plain"] = CHUNK
-    heads = np.ascontiguousarray(rows["id"]).view(">u8").reshape(-1, 4)[:, 0]
-    order = np.argsort(heads.astype(np.uint64))
-    packs = range(number * PACKS_EACH, (number + 1) * PACKS_EACH)
-    return Segment(tuple((digest(pack), PackKind.DATA) for pack in packs), rows[order])
-
-
-def make(scale: float) -> Path:
-    """Return a folder with the repository and a credential, made unless it is there."""
-    folder = _CACHE / f"v{_VERSION}-{indexes(scale)}"
-    if folder.exists():
-        return folder
-    growing = folder.with_suffix(".new")
-    shutil.rmtree(growing, ignore_errors=True)
-    growing.mkdir(parents=True)
-    held: list[Credential] = []
-
-    def keep(repository: Repository, secrets: Secrets) -> None:
-        held.append(repository.new_credential(secrets, "bench"))
-
-    recipients = [("bench", RecipientKey.generate().recipient)]
-    repository = Repository.create(str(growing / "repository"), recipients, keep)
-    repository.publish(held[0])
-    held[0].write(growing / "credential")
-    keys = repository.credential_keys(held[0])
-    header = Header(Magic.INDEX, NO_KIND, 0, os.urandom(16), keys.group, repository.id)
-    for number in range(indexes(scale)):
-        name, data = segment(number).encode(header, keys.directory_key)
-        repository.backend.put_new(name, [data])
-    growing.rename(folder)
-    return folder
-
-
-class Listed(DirectoryBackend):
-    """A directory whose packs exist in the listing only."""
-
-    count = 0
-
-    def list(self, prefix: str) -> Iterator[Entry]:
-        if prefix == "packs/":
-            for pack in range(self.count):
-                yield Entry(object_name(digest(pack)), 17 * MIB, 0.0)
-        else:
-            yield from super().list(prefix)
 
 
 def measure(step: str, folder: Path, scale: float) -> dict[str, float]:
@@ -116,19 +50,27 @@ def measure(step: str, folder: Path, scale: float) -> dict[str, float]:
     repository = dataclasses.replace(opened, backend=Listed(folder / "repository"))
     keys = repository.credential_keys(Credential.read(folder / "credential"))
     began = time.monotonic()
-    index, problems = repository.load_index(keys)
-    assert not problems
-    assert not index.unlisted
-    assert len(index) == Listed.count * CHUNKS_EACH
-    if step == "look-ups":
-        began = time.monotonic()
-        look_up(index, scale)
-    elif step == "lost packs":
-        began = time.monotonic()
-        assert not repository.lost_packs(index)
+    if step == "prune plan":
+        plan_prune(repository, keys, (folder / "unwanted").read_text("ascii"), scale)
+    else:
+        index = load(repository, keys, scale)
+        if step == "look-ups":
+            began = time.monotonic()
+            look_up(index, scale)
+        elif step == "lost packs":
+            began = time.monotonic()
+            assert not repository.lost_packs(index)
     seconds = time.monotonic() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIB
     return {"seconds": round(seconds, 2), "peak": peak}
+
+
+def load(repository: Repository, keys: GroupKeys, scale: float) -> Index:
+    index, problems = repository.load_index(keys)
+    assert not problems
+    assert not index.is_unlisted.any()
+    assert len(index) > indexes(scale) * ROWS
+    return index
 
 
 def look_up(index: Index, scale: float) -> None:
@@ -142,9 +84,23 @@ def look_up(index: Index, scale: float) -> None:
         assert not found[each:].any()
 
 
+def plan_prune(repository: Repository, keys: GroupKeys, unwanted: str, scale: float) -> None:
+    """Plan, and make sure that exactly what the unwanted image alone needs is to go."""
+    made = plan(repository, keys, frozenset({unwanted}))
+    assert made.condemn_images == (unwanted,)
+    last = (indexes(scale) - 1) * PACKS_EACH
+    names = {digest(pack).hex() for pack in range(last, last + PACKS_EACH)}
+    data = [name for name, _ in made.condemn_packs if name[-64:] in names]
+    assert len(data) == PACKS_EACH
+    assert len(made.condemn_packs) < PACKS_EACH + 10
+    assert not made.repack
+    assert made.sizes.live > (indexes(scale) - 1) * ROWS * CHUNK
+
+
 def run(scale: float) -> dict[str, dict[str, float]]:
+    """Return seconds and peak memory of each step."""
     began = time.monotonic()
-    folder = make(scale)
+    folder = make(_CACHE, scale)
     sys.stderr.write(f"input made or found in {time.monotonic() - began:.0f} s\n")
     results = {}
     for step in STEPS:

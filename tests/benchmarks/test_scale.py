@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from imager.repository.index import MANY_ROWS
+from imager.repository.scratch import MANY_ROWS
 from imager.units import MIB
 from tests.benchmarks import scale
 

@@ -41,7 +41,7 @@ def in_repository(data: bytes) -> None:
         name = prefix + generations.digest(encoded)
         repository = world.repository({name: encoded})
         removals = read_removals(repository)
-        removals.condemned_since()
+        removals.doubtful_packs(0.0)
         removals.doubtful_packs(1.7e9)
 
 

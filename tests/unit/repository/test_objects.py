@@ -14,7 +14,8 @@ from imager.repository import pack as pack_format
 from imager.repository.backend.directory import DirectoryBackend
 from imager.repository.chunk import FREE, ZERO, Codec, Identifier, Opener, Sealer
 from imager.repository.header import Header, Magic, PackKind
-from imager.repository.index import Index, Segment, unique_ids
+from imager.repository.ids import unique_ids
+from imager.repository.index import Index, Segment
 from imager.repository.pack import PackBuilder, read_directory
 from imager.repository.repository import Problem
 from imager.repository.retrieval import Unlocked, open_image
@@ -109,7 +110,7 @@ def test_index_tells_ids_with_the_same_beginning_apart() -> None:
     for number, identity in enumerate(ids):
         assert len(index.locations(identity)) == (2 if 10 <= number < 15 else 1)
     assert index.locations(b"\xff" * 32) == []
-    assert not index.contains(ids[0], PackKind.MAPS)
+    assert not index.locations_in(ids[0], PackKind.MAPS)
 
 
 @given(st.lists(st.binary(min_size=32, max_size=32), max_size=50))

@@ -14,7 +14,6 @@ from click.testing import CliRunner
 from imager import console
 from imager.commands.check import check as check_command
 from imager.errors import NotARepository, RemetalError
-from imager.repository import pack as pack_format
 from imager.repository.chunk import Identifier
 from imager.repository.header import PackKind
 from imager.repository.repository import Repository
@@ -251,7 +250,7 @@ def test_batched_look_ups_agree_with_a_simple_reference(tiny: Tiny, tmp_path: Pa
     index, _ = repository.load_index(keys)
     images, _ = repository.images(keys)
     reader = MapReader(repository, keys, index, lambda _: None)
-    names = {pack_format.object_name(d): None for d, kind in index.packs if kind is PackKind.DATA}
+    names = dict.fromkeys(index.names(index.of_kind[PackKind.DATA]))
     walk = MapWalk(reader.load, index, Watched(index, names))
     for image in images:
         volume = image.summary.volumes[0]
@@ -302,6 +301,23 @@ def test_what_was_remembered_wrong_begins_a_new_round(
     assert "Round 1: 100 % done" in done.output
     assert f"{path}, which says how far" in done.output
     assert "which says how far" not in CliRunner().invoke(check_command, words).output
+
+
+@pytest.mark.parametrize("junk", [b"\xff\xfe", b"README"])
+@pytest.mark.parametrize("folder", ["", "packs", "packs/00", "parity"])
+def test_junk_is_reported(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str], folder: str, junk: bytes
+) -> None:
+    tiny.add({"a": b"content" * 10_000}, tmp_path)
+    tiny.credential.write(tmp_path / "credential")
+    (tiny.path / folder).mkdir(exist_ok=True)
+    Path(os.fsdecode(os.fsencode(tiny.path / folder) + b"/" + junk)).write_bytes(b"junk")
+    words = ["check", str(tiny.path), "--credential", str(tmp_path / "credential")]
+    for options in ([], ["--ciphertext"]):
+        assert console.run([*words, *options]) == 0
+        said = capsys.readouterr().out
+        assert "not in any index" not in said
+        assert "1 files are no objects of a repository" in said or not options
 
 
 @pytest.mark.parametrize("folder", ["", "images", "indexes", "packs", "statements", "removals"])

@@ -243,20 +243,15 @@ def test_an_index_that_lies_removes_nothing(tiny: Tiny, tmp_path: Path) -> None:
         when = 1e9 if name in old_packs else 1.1e9
         os.utime(tiny.path / name, (when, when))
     index, _ = repository.load_index(keys)
-    target = next(
-        n
-        for n, (_, kind) in enumerate(index.packs)
-        if kind is PackKind.DATA and pack.object_name(index.packs[n][0]) in old_packs
-    )
-    rows = index.entries[
-        [pack.object_name(index.packs[n][0]) not in old_packs for n in index.entries["pack"]]
-    ]
+    is_old = index.are(old_packs)
+    target = int(np.flatnonzero(is_old & index.of_kind[PackKind.DATA])[0])
+    rows = index.entries[~is_old[index.entries["pack"]]]
     lie = np.zeros(len(rows), dtype=pack.ENTRY)
     for field in ("id", "length", "plain"):
         lie[field] = rows[field]
     lie["offset"], lie["length"] = 64, 64
     header = Header(Magic.INDEX, NO_KIND, 0, os.urandom(ID_SIZE), keys.group, repository.id)
-    name, encoded = Segment.collect([(*index.packs[target], lie)]).encode(
+    name, encoded = Segment.collect([(index.digests[target].tobytes(), PackKind.DATA, lie)]).encode(
         header, keys.directory_key
     )
     repository.backend.put_new(name, [encoded])

@@ -1,0 +1,117 @@
+"""More rows than memory should hold, in a file without a name.
+
+It lies below `$XDG_CACHE_HOME/remetal` (else `~/.cache/remetal`, else where temporary files go),
+and nothing of it stays when the process ends.
+"""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from imager.errors import OutputError
+
+# 48 MiB of an index; so many rows do not stay in memory.
+MANY_ROWS: Final = 1 << 20
+_PARTS: Final = 256
+
+Rows = NDArray[Any]
+
+
+def scratch_file() -> BinaryIO:
+    """Return a new file without a name.
+
+    Raises:
+        OutputError: there is no place for one.
+    """
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "remetal"
+    try:
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return tempfile.TemporaryFile(dir=home)
+    except (OSError, RuntimeError):
+        pass
+    try:
+        return tempfile.TemporaryFile()
+    except OSError as error:
+        raise OutputError(f"there is no place for the index of the repository: {error}") from error
+
+
+class Parted:
+    """Rows of one type, read back in parts by their first byte; for one thread.
+
+    Up to `MANY_ROWS` rows stay in memory and are one part. More lie in a scratch file, and a part
+    is then about 1/256 of them, as first bytes of ids are.
+
+    Args:
+        dtype: of the rows; their order goes by their first byte.
+    """
+
+    def __init__(self, dtype: np.dtype[Any]) -> None:
+        self._dtype = dtype
+        self._pieces: list[Rows] = []
+        self._count = 0
+        self._file: BinaryIO | None = None
+        self._places: list[list[tuple[int, int]]] = [[] for _ in range(_PARTS)]
+
+    @property
+    def is_spilled(self) -> bool:
+        """Whether rows lie in a file."""
+        return self._file is not None
+
+    def add(self, rows: Rows) -> None:
+        """Take rows in; they are not copied while they stay in memory.
+
+        Raises:
+            OutputError: there is no place for them.
+        """
+        self._pieces.append(rows)
+        self._count += len(rows)
+        if self._count >= MANY_ROWS:
+            self._spill()
+
+    def parts(self) -> Iterator[tuple[int, Rows]]:
+        """Yield the least first byte and the rows of each part, in the order of first bytes.
+
+        Rows of a part are in no order. It can be asked for as often as needed.
+        """
+        if self._file is None:
+            yield 0, self._joined()
+            return
+        if self._pieces:
+            self._spill()
+        for first, places in enumerate(self._places):
+            pieces = [
+                np.frombuffer(os.pread(self._file.fileno(), length, start), dtype=self._dtype)
+                for start, length in places
+            ]
+            if pieces:
+                yield first, np.concatenate(pieces, dtype=self._dtype)
+
+    def _joined(self) -> Rows:
+        # Else numpy would turn integers into the byte order of the machine.
+        return np.concatenate([np.empty(0, self._dtype), *self._pieces], dtype=self._dtype)
+
+    def _spill(self) -> None:
+        if self._file is None:
+            self._file = scratch_file()
+        rows = self._joined()
+        heads = rows.view(np.uint8).reshape(len(rows), self._dtype.itemsize)[:, 0]
+        rows = rows[np.argsort(heads, kind="stable")]
+        start = self._file.tell()
+        for places, count in zip(self._places, np.bincount(heads, minlength=_PARTS), strict=True):
+            length = int(count) * self._dtype.itemsize
+            if length:
+                places.append((start, length))
+            start += length
+        try:
+            self._file.write(rows.data)
+            self._file.flush()
+        except OSError as error:
+            raise OutputError(
+                f"there is no room for the index of the repository: {error}"
+            ) from error
+        self._pieces, self._count = [], 0
