@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 import click
+from click.shell_completion import CompletionItem
 from rich.console import Console, JustifyMethod
 from rich.progress import (
     BarColumn,
@@ -40,13 +41,14 @@ _PIPE_WIDTH: Final = 200
 _PLAIN_INTERVAL: Final = 5.0  # seconds between progress lines without a terminal
 
 # Control characters and those that turn the direction of text: names in a repository may hold them,
-# and a terminal would obey.
+# and a terminal would obey. And what stands for bytes of a path that are no text.
 _STEERING: Final = dict.fromkeys(
     (
         *(code for code in range(0x20) if chr(code) not in "\n\t"),
         *range(0x7F, 0xA0),
         *range(0x202A, 0x202F),
         *range(0x2066, 0x206A),
+        *range(0xD800, 0xE000),
     ),
     "\N{REPLACEMENT CHARACTER}",
 )
@@ -100,7 +102,8 @@ class Output:
                 "hint": error.hint,
                 "exit_code": error.exit_code,
             }
-        sys.stdout.write(json.dumps(data, indent=2, ensure_ascii=False, default=str) + "\n")
+        text = json.dumps(data, indent=2, ensure_ascii=False, default=str)
+        sys.stdout.write(text.encode("utf-8", "backslashreplace").decode("utf-8") + "\n")
         sys.stdout.flush()
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -177,6 +180,19 @@ class _PlainProgress:
             f"{self._title}: {100 * self._done / self._total:.0f} % of {format_size(self._total)}, "
             f"{format_size(int(rate))}/s, {format_duration(left)} left"
         )
+
+
+class Location(click.types.StringParamType):
+    """Where a repository is; a shell completes directories."""
+
+    name = "location"
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Let the shell complete it."""
+        del ctx, param
+        return [CompletionItem(incomplete, type="dir")]
 
 
 def verb(function: Callable[..., None]) -> Callable[..., None]:

@@ -173,11 +173,22 @@ class UnknownImage(RepositoryError):
 
 
 class UntrustedObject(RepositoryError):
-    """Intact bytes, but not signed by anybody this repository trusts."""
+    """Intact bytes, but not signed by anybody this repository trusts.
+
+    Args:
+        message: as for every error.
+        hint: likewise.
+        is_disowned: whether a credential signed it that was revoked, and whose revocation does not
+            list it: the repository says itself that it is to be ignored.
+    """
 
     id = "untrusted-object"
     exit_code = 17
     default_hint = "Someone who may not write here has written this; do not restore from it."
+
+    def __init__(self, message: str, *, hint: str | None = None, is_disowned: bool = False) -> None:
+        super().__init__(message, hint=hint)
+        self.is_disowned = is_disowned
 
 
 class ChecksFailed(RepositoryError):

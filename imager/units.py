@@ -1,5 +1,6 @@
 """Sizes, durations and how they are written for people."""
 
+import math
 from typing import Final
 
 KIB: Final = 1 << 10
@@ -23,7 +24,7 @@ def parse_size(text: str) -> int:
     suffix = body[-1:] if body[-1:] in _SUFFIXES else ""
     number = float(body.removesuffix(suffix))
     size = number * _SUFFIXES[suffix]
-    if size < 0 or size != int(size):
+    if not math.isfinite(size) or size < 0 or size != int(size):
         raise ValueError(f"{text!r} is not a whole number of bytes")
     return int(size)
 

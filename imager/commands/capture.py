@@ -11,7 +11,7 @@ from imager.capture.capture import capture as run_capture
 from imager.capture.planner import CapturePlan, plan
 from imager.capture.source import default_disks, open_sources
 from imager.commands.secrets import credential_option, load_credential
-from imager.console import Output, verb
+from imager.console import Location, Output, verb
 from imager.layout import codec
 from imager.repository.chunk import DEFAULT_LEVEL
 from imager.repository.repository import Repository
@@ -19,7 +19,7 @@ from imager.units import format_duration, format_size
 
 
 @click.command()
-@click.argument("repo")
+@click.argument("repo", type=Location())
 @click.option(
     "--disk",
     "disks",

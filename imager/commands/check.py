@@ -1,5 +1,6 @@
 """`remetal check`: is every image complete and intact?"""
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from imager.commands.secrets import (
     load_recovery_key,
     recovery_options,
 )
-from imager.console import Output, verb
+from imager.console import Location, Output, verb
 from imager.errors import ChecksFailed, CredentialNeeded, UsageError
 from imager.repository.keyring import GroupKeys
 from imager.repository.repository import Repository
@@ -25,8 +26,8 @@ from imager.upkeep.check_report import Depth, Fault, Finding, Progress, Report
 from imager.upkeep.check_round import Budget, memory_path
 
 
-@click.command()
-@click.argument("repo")
+@click.command(short_help="Check that every image in REPO is complete and intact.")
+@click.argument("repo", type=Location())
 @click.option(
     "--ciphertext", is_flag=True, help="Read every object, and compare each byte; no key needed."
 )
@@ -57,8 +58,9 @@ def check(
     needs no key, so it can run where the repository is stored; with a credential it names the images
     that damage touches. With --full every chunk is opened besides, with the recovery key.
 
-    With --budget (and --ciphertext, unless --full is given) a large repository is walked over many runs. Where the last one stopped is kept in
-    ~/.local/state/remetal; if that is lost, the round begins anew.
+    With --budget a large repository is walked over many runs; --ciphertext is meant then, unless
+    --full is given. Where the last run stopped is kept in ~/.local/state/remetal; if that is lost, a
+    new round begins. Damage that was found is told by each run until it is mended.
 
     \b
     Examples:
@@ -86,8 +88,13 @@ def check(
     with out.progress("check", total) as advance:
         report = run_check(repository, keys, advance, depth=depth, unlocked=unlocked, budget=limit)
     _tell(out, report)
+    if report.progress is not None and report.progress.lost:
+        out.remark(
+            f"warning: {memory_path(repository.id)}, which says how far the last runs came, can't be "
+            "read; a new round began"
+        )
     if report.findings:
-        raise ChecksFailed(_summary(report), hint=f"Run `remetal repair {repo}`.")
+        raise ChecksFailed(_summary(report), hint=_hint(report, repo))
 
 
 def _keys_if_any(repository: Repository, credential: Path | None) -> GroupKeys | None:
@@ -100,6 +107,29 @@ def _keys_if_any(repository: Repository, credential: Path | None) -> GroupKeys |
         return None
 
 
+def _hint(report: Report, repo: str) -> str:
+    """Return what to do about each sort of finding."""
+    faults = {finding.fault for finding in report.findings}
+    repair = f"`remetal repair {repo}`"
+    hints = []
+    if faults - {Fault.LIE, Fault.UNTRUSTED}:
+        hints.append(f"Run {repair}.")
+    if Fault.UNTRUSTED in faults:
+        lost = (
+            f"; if a key generation was lost, {repair} brings it back" if len(faults) == 1 else ""
+        )
+        hints.append(
+            "What is untrusted is not damaged, and nothing uses it: if nobody of yours wrote it, "
+            f"remove it from the storage{lost}."
+        )
+    if Fault.LIE in faults:
+        hints.append(
+            "What lies was written so, and can't be repaired: revoke the credential of its writer, "
+            "remove the packs that lie from the storage, and capture the machines named again."
+        )
+    return " ".join(hints)
+
+
 def _summary(report: Report) -> str:
     count = len(report.findings)
     if report.images is None:
@@ -109,32 +139,29 @@ def _summary(report: Report) -> str:
         image for finding in report.findings if not finding.repairable for image in finding.images
     }
     return (
-        f"{count} objects are damaged or missing; {len(touched)} of {report.images} images are "
+        f"{count} objects are {_what(report)}; {len(touched)} of {report.images} images are "
         f"touched, {len(lost)} of them can't be restored whole as it is"
     )
+
+
+def _what(report: Report) -> str:
+    if all(finding.fault is Fault.UNTRUSTED for finding in report.findings):
+        return "signed by nobody who counts here"
+    return "damaged, missing or not as they should be"
 
 
 def _tell(out: Output, report: Report) -> None:
     out.document(_document(report))
     for finding in report.findings:
         out.say(_sentence(finding, named=report.images is not None))
+    for finding in report.ignored:
+        out.say(f"{finding.name}: {finding.message}; it is intact, and nothing uses it")
     images = "" if report.images is None else f"{report.images} images, "
     read = f", {format_size(report.read_bytes)} read and compared" if report.read_bytes else ""
     chunks = f", {report.opened_chunks} chunks opened" if report.opened_chunks else ""
     out.say(f"{images}{report.objects} objects verified{read}{chunks}.")
-    if report.orphan_packs:
-        out.say(
-            f"{report.orphan_packs} packs ({format_size(report.orphan_bytes)}) are not in any index "
-            "yet: of captures that run or were interrupted. That is no damage."
-        )
-    if report.unopened_packs:
-        out.say(
-            f"{report.unopened_packs} packs can't be opened with this key; their bytes are right."
-        )
-    if report.strange:
-        out.say(
-            f"{len(report.strange)} files are no objects of a repository, such as {report.strange[0]}."
-        )
+    for note in _notes(report):
+        out.say(note)
     if report.progress is not None:
         out.say(_round(report.progress))
     if report.findings:
@@ -146,6 +173,26 @@ def _tell(out: Output, report: Report) -> None:
     if report.depth is Depth.CIPHERTEXT:
         out.say(
             "This does not prove that the content opens to what was captured: `check --full` does."
+        )
+
+
+def _notes(report: Report) -> Iterator[str]:
+    """Yield what is worth saying and no failure."""
+    if report.orphan_packs:
+        yield (
+            f"{report.orphan_packs} packs ({format_size(report.orphan_bytes)}) are not in any index "
+            "yet: of captures that run or were interrupted. That is no damage."
+        )
+    if report.unopened_packs:
+        yield f"{report.unopened_packs} packs can't be opened with this key; their bytes are right."
+    if report.ignored:
+        yield (
+            f"{len(report.ignored)} objects are ignored, as credentials wrote them that were revoked "
+            "before. That is no damage; they may be removed from the storage."
+        )
+    if report.strange:
+        yield (
+            f"{len(report.strange)} files are no objects of a repository, such as {report.strange[0]}."
         )
 
 
@@ -161,6 +208,9 @@ def _document(report: Report) -> dict[str, object]:
         "orphan_bytes": report.orphan_bytes,
         "unopened_packs": report.unopened_packs,
         "strange": report.strange,
+        "ignored": [
+            {"object": finding.name, "message": finding.message} for finding in report.ignored
+        ],
         "round": None if progress is None else {**asdict(progress), "percent": progress.percent},
         "findings": [
             {

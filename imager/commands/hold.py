@@ -7,8 +7,8 @@ import click
 
 from imager.commands.retention_options import seconds
 from imager.commands.secrets import load_upkeep, recovery_options, upkeep_option
-from imager.console import Output, verb
-from imager.errors import UnknownImage
+from imager.console import Location, Output, verb
+from imager.errors import UnknownImage, UsageError
 from imager.repository.header import StatementKind
 from imager.repository.repository import Repository, now
 from imager.repository.standing import Hold, read_standing
@@ -17,8 +17,8 @@ from imager.repository.statement import HoldBody, ReleaseBody
 _SHORTEST = 4
 
 
-@click.command()
-@click.argument("repo")
+@click.command(short_help="Hold images in REPO, so that no prune removes them.")
+@click.argument("repo", type=Location())
 @click.argument("images", nargs=-1)
 @click.option("--reason", help="Why, for people; needed to hold.")
 @click.option(
@@ -26,7 +26,7 @@ _SHORTEST = 4
     "duration",
     callback=seconds,
     metavar="DURATION",
-    help="Hold for so long, such as 365d.",
+    help="Hold for so long, such as 365d; until it is released, if not given.",
 )
 @upkeep_option
 @recovery_options
@@ -41,7 +41,10 @@ def hold(
     recovery_key: Path | None,
     passphrase_file: Path | None,
 ) -> None:
-    """Hold IMAGES in REPO: no prune removes them until the hold is released. Without IMAGES, list.
+    """Hold IMAGES in REPO: no prune removes them until the hold is released, or its time is over.
+
+    An image is named by the beginning of its id, by a machine's name (its newest image), or
+    `latest`. Without IMAGES the holds are listed.
 
     \b
     Examples:
@@ -49,13 +52,17 @@ def hold(
       remetal hold /srv/images web1 --reason "court case 12" --for 730d
       remetal hold /srv/images
     """
+    if not images and (reason or duration is not None):
+        raise UsageError("say which images are to be held", hint="`latest` is one.")
+    if images and not reason:
+        raise UsageError("a hold needs a --reason, for those who will wonder")
+    if duration == 0:
+        raise UsageError("a hold for no time holds nothing", hint="Leave --for out, or give more.")
     repository = Repository.open(repo)
     signatory, keys = load_upkeep(out, repository, upkeep_credential, recovery_key, passphrase_file)
-    if not images:
+    if not images or not reason:
         _list(out, repository)
         return
-    if not reason:
-        raise click.UsageError("a hold needs a --reason, for those who will wonder")
     found = tuple(repository.find_image(reference, keys).id for reference in images)
     until = None
     if duration is not None:
@@ -69,8 +76,8 @@ def hold(
     out.say(f"Held {', '.join(image[:12] for image in found)} ({reason}), hold {identity[:12]}.")
 
 
-@click.command()
-@click.argument("repo")
+@click.command(short_help="Release holds in REPO.")
+@click.argument("repo", type=Location())
 @click.argument("holds", nargs=-1, required=True)
 @upkeep_option
 @recovery_options
@@ -84,6 +91,8 @@ def release(
     passphrase_file: Path | None,
 ) -> None:
     """Release HOLDS in REPO: the policy decides about their images again.
+
+    A hold is named by the beginning of its id, which `remetal hold REPO` lists.
 
     \b
     Example:

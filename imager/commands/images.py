@@ -9,7 +9,7 @@ import click
 import msgspec
 
 from imager.commands.secrets import credential_option, load_group_keys, recovery_options
-from imager.console import Output, verb
+from imager.console import Location, Output, verb
 from imager.repository.removals import read_removals
 from imager.repository.repository import Repository
 from imager.repository.standing import read_standing
@@ -17,7 +17,7 @@ from imager.units import format_size
 
 
 @click.command()
-@click.argument("repo")
+@click.argument("repo", type=Location())
 @credential_option
 @recovery_options
 @verb

@@ -12,7 +12,7 @@ from imager.commands.secrets import (
     new_passphrase,
     passphrase_option,
 )
-from imager.console import Output, verb
+from imager.console import Location, Output, verb
 from imager.errors import OutputExists, RemetalError, UsageError
 from imager.repository.configuration import Secrets
 from imager.repository.crypto.recipient import Recipient, RecipientKey
@@ -28,8 +28,8 @@ class _Made:
     recipients: tuple[str, ...]
 
 
-@click.command()
-@click.argument("repo")
+@click.command(short_help="Make a repository at REPO and its keys.")
+@click.argument("repo", type=Location())
 @click.option(
     "--keys-dir",
     type=click.Path(file_okay=False, path_type=Path),

@@ -14,7 +14,7 @@ from imager.commands.secrets import (
     passphrase_option,
     recovery_options,
 )
-from imager.console import Output, verb
+from imager.console import Location, Output, verb
 from imager.repository.crypto.recipient import RecipientKey
 from imager.repository.header import StatementKind
 from imager.repository.keyring import LockedRecoveryKey, check_new, public_path
@@ -23,16 +23,23 @@ from imager.repository.repository import Repository
 _NEW_FILE = click.Path(dir_okay=False, path_type=Path)
 
 
-@click.group()
+@click.group(short_help="Make, list, add and take away keys and credentials.")
 def key() -> None:
-    """Recovery keys and credentials: make, list, add, remove, revoke, split, join."""
+    """Recovery keys, which open images, and credentials, which add them.
+
+    \b
+    Examples:
+      remetal key list /srv/images
+      remetal key credential /srv/images web1.credential --name web1
+      remetal key split recovery.key --need 3 --pages 5 -o /media/stick/pages
+    """
 
 
 for _verb in (list_keys, add, remove, revoke, split, join):
     key.add_command(_verb)
 
 
-@key.command()
+@key.command(short_help="Make a recovery key, before any repository.")
 @click.argument("file", type=_NEW_FILE)
 @click.option("--label", default="recovery key", help="What people call this key.")
 @passphrase_option
@@ -59,8 +66,8 @@ def new(out: Output, file: Path, label: str, passphrase_file: Path | None) -> No
     out.say(f"Give {public} to whoever makes the repository; it is not secret.")
 
 
-@key.command()
-@click.argument("repo")
+@key.command(short_help="Make another capture credential, or an upkeep credential.")
+@click.argument("repo", type=Location())
 @click.argument("file", type=_NEW_FILE)
 @click.option("--name", required=True, help="What people call it, usually the machine's name.")
 @click.option(

@@ -13,7 +13,7 @@ from imager.commands.secrets import (
     load_recovery_key,
     recovery_options,
 )
-from imager.console import Output, verb
+from imager.console import Location, Output, verb
 from imager.repository.header import StatementKind
 from imager.repository.repository import Repository
 from imager.upkeep import membership
@@ -33,8 +33,8 @@ _SAID = {
 KIND_WORDS = {StatementKind.CREDENTIAL: "capture", StatementKind.UPKEEP: "upkeep"}
 
 
-@click.command("list")
-@click.argument("repo")
+@click.command("list", short_help="List recovery keys and credentials.")
+@click.argument("repo", type=Location())
 @credential_option
 @recovery_options
 @verb
@@ -106,8 +106,8 @@ def list_keys(
     )
 
 
-@click.command()
-@click.argument("repo")
+@click.command(short_help="End a credential: nothing it adds later is believed.")
+@click.argument("repo", type=Location())
 @click.argument("credential")
 @click.option("--reason", required=True, help="Why; everybody who lists the keys reads it.")
 @click.option("--dry-run", is_flag=True, help="Show what would be, and change nothing.")

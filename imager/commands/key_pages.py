@@ -20,7 +20,7 @@ from imager.upkeep import paper
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
 
-@click.command()
+@click.command(short_help="Split a recovery key into pages to print.")
 @click.argument("keyfile", type=_FILE)
 @click.option("--need", type=int, default=3, show_default=True, help="How many pages are enough.")
 @click.option("--pages", type=int, default=5, show_default=True, help="How many are made.")
@@ -46,6 +46,8 @@ def split(
       remetal key split recovery.key --need 3 --pages 5 -o /media/stick/pages
       remetal key join -o recovery.key
     """
+    shares.check_numbers(need, pages)
+    paper.check_place(folder, pages)
     locked = LockedRecoveryKey.read(keyfile)
     secret = read_passphrase(passphrase_file)
     key = locked.unlock(ask(f"Passphrase of {keyfile}") if secret is None else secret)
@@ -64,7 +66,7 @@ def split(
     out.say("of the same key stays good: destroy its pages if they shall open nothing.")
 
 
-@click.command()
+@click.command(short_help="Make a recovery key file from enough pages.")
 @click.option("-o", "--output", required=True, type=_FILE, help="The recovery key to be made.")
 @click.option("--label", default="recovery key", help="What people call this key.")
 @click.option(

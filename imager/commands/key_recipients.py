@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from imager.commands.secrets import check_current, load_recovery_key, recovery_options
-from imager.console import Output, verb
+from imager.console import Location, Output, verb
 from imager.errors import NotConfirmed, UsageError
 from imager.repository.keyring import NamedRecipient
 from imager.repository.repository import Repository
@@ -16,7 +16,7 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @click.command()
-@click.argument("repo")
+@click.argument("repo", type=Location())
 @click.option("--recipient", required=True, type=_FILE, help="FILE.pub of `remetal key new`.")
 @click.option("--label", help="What people call it; by default what FILE.pub says.")
 @recovery_options
@@ -47,8 +47,8 @@ def add(
     out.say(f"{chosen} ({named.recipient.id.hex()}) now opens every image, old and new.")
 
 
-@click.command()
-@click.argument("repo")
+@click.command(short_help="Take a recovery key out: later images are not sealed to it.")
+@click.argument("repo", type=Location())
 @click.argument("recipient")
 @click.option("--dry-run", is_flag=True, help="Show what would be, and change nothing.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
@@ -66,7 +66,7 @@ def remove(
     """Take a recovery key, by its label or id, out of REPO: images that are taken later are not sealed to it.
 
     The images that are there stay open to it, if its holder has or gets their bytes: what was
-    sealed once can't be called back.
+    sealed once can't be called back. So does what later images have in common with those.
 
     \b
     Example:

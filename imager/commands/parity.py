@@ -2,28 +2,29 @@
 
 import click
 
-from imager.console import Output, verb
+from imager.console import Location, Output, verb
 from imager.errors import ChecksFailed
 from imager.repository.repository import Repository
 from imager.units import format_size
 from imager.upkeep import parity as work
 
 
-@click.command()
-@click.argument("repo")
+@click.command(short_help="Make the spare data that repair brings objects back from.")
+@click.argument("repo", type=Location())
 @click.option(
     "--overhead",
-    type=float,
+    type=click.FloatRange(1, 100),
     default=work.DEFAULT_OVERHEAD,
     show_default=True,
-    help="Percent that full groups add.",
+    metavar="PERCENT",
+    help="How much full groups of objects add to what is stored; more brings more back.",
 )
 @click.option("--dry-run", is_flag=True, help="Show what would be made; write nothing.")
 @verb
 def parity(out: Output, repo: str, overhead: float, dry_run: bool) -> None:
     """Make parity for every object in REPO that has none yet.
 
-    `remetal repair` brings lost and damaged objects back from it. Needs no keys, so the machine
+    Parity is spare data, from which `remetal repair` brings lost and damaged objects back. Needs no keys, so the machine
     that stores the repository can run it, every night after the captures. Only what is new is read.
 
     \b

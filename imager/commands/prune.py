@@ -7,40 +7,43 @@ from pathlib import Path
 
 import click
 
-from imager.commands.retention_options import policy_options, seconds
+from imager.commands.retention_options import number, policy_options, seconds
 from imager.commands.secrets import load_upkeep, recovery_options, upkeep_option
-from imager.console import Output, verb
-from imager.errors import ChecksFailed, UntrustedObject
+from imager.console import Location, Output, verb
+from imager.errors import ChecksFailed, UntrustedObject, UsageError
 from imager.repository import image as image_format
 from imager.repository.repository import Repository
 from imager.repository.standing import Standing, read_standing
+from imager.repository.statement import LONGEST_QUARANTINE
 from imager.retention import picture
 from imager.retention.policy import Policy
 from imager.retention.retention import Verdict, decide
-from imager.units import format_duration, format_size
+from imager.units import DAY, format_duration, format_size
 from imager.upkeep import prune as pruning
 from imager.upkeep.ages import stored_images
 from imager.upkeep.prune import Plan
 from imager.upkeep.prune_execute import Result, execute
 
 
-@click.command()
-@click.argument("repo")
+@click.command(short_help="Let go of old images in REPO, and of data that none needs.")
+@click.argument("repo", type=Location())
 @click.option(
     "--quarantine",
     callback=seconds,
     metavar="DURATION",
     default="7d",
     show_default=True,
-    help="How long what is condemned now stays; an hour at least.",
+    help="How long what is condemned now stays, such as 12h or 7d; an hour at least.",
 )
 @click.option(
     "--max-waste",
     type=click.FloatRange(0, 100),
+    callback=number,
     default=5.0,
     show_default=True,
-    help="Percent of the stored bytes that may be dead in packs that are also needed; "
-    "beyond it half-empty packs are repacked.",
+    metavar="PERCENT",
+    help="How much of the stored bytes may be needed by no image and stay, because they share packs "
+    "with needed ones; beyond it half-empty packs are written anew without them.",
 )
 @click.option("--dry-run", is_flag=True, help="Show the plan and change nothing.")
 @upkeep_option
@@ -60,6 +63,9 @@ def prune(
 ) -> None:
     """Let go of images in REPO that the policy does not keep, and of data that no image needs.
 
+    The policy is what the --keep options say; an image stays if one of them wants it. They count for
+    each machine on its own.
+
     Nothing goes at once: a first run condemns, and a run after the quarantine removes what is
     still not needed. Captures never wait for it. Images that are held (`remetal hold`), the newest
     of each machine, and the newest that passed a drill stay under every policy.
@@ -70,6 +76,8 @@ def prune(
       remetal prune /srv/images
       remetal prune /srv/images --keep-within 30d --keep-weekly 8 --keep-monthly 24
     """
+    if quarantine > LONGEST_QUARANTINE:
+        raise UsageError(f"a quarantine is {LONGEST_QUARANTINE // DAY} days at most")
     repository = Repository.open(repo)
     signatory, keys = load_upkeep(out, repository, upkeep_credential, recovery_key, passphrase_file)
     images, _ = pruning.readable_images(repository, keys)

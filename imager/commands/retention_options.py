@@ -1,6 +1,7 @@
 """The options that say which images are kept."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -25,6 +26,13 @@ def seconds(ctx: click.Context, param: click.Parameter, value: str | None) -> in
         return None if value is None else parse_duration(value)
     except ValueError as error:
         raise click.BadParameter(str(error), ctx, param) from error
+
+
+def number(ctx: click.Context, param: click.Parameter, value: float) -> float:
+    """Refuse what is no number, which passes every range; a callback of options."""
+    if math.isnan(value):
+        raise click.BadParameter("it must be a number", ctx, param)
+    return value
 
 
 def policy_options(function: Callable[..., None]) -> Callable[..., None]:

@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.tree import Tree
 
 from imager.commands.secrets import load_recovery_key, recovery_options
-from imager.console import Output, verb
+from imager.console import Location, Output, verb
 from imager.layout import codec
 from imager.layout.disk import Disk, Volume, VolumeRole
 from imager.layout.machine import Machine
@@ -26,8 +26,8 @@ _ROLES = {
 }
 
 
-@click.command()
-@click.argument("repo")
+@click.command(short_help="Show the machine in IMAGE: disks, tables, filesystems.")
+@click.argument("repo", type=Location())
 @click.argument("image")
 @recovery_options
 @verb

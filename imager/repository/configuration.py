@@ -7,12 +7,13 @@ from typing import Final, Literal
 import msgspec
 
 from imager.errors import NotARepository, ObjectDamaged, UnsupportedFormat
+from imager.repository import names
 from imager.repository.crypto.derive import context
 from imager.repository.crypto.recipient import SEED_SIZE, Recipient, RecipientKey
 from imager.repository.crypto.signing import Signer
 from imager.repository.header import FORMAT_VERSION, ID_SIZE
 
-CONFIG_NAME: Final = "config"
+CONFIG_NAME: Final = names.CONFIG
 _FIXED_SECRETS: Final = 32 + ID_SIZE + 32 + 1
 MOST_OPENING_KEYS: Final = 255
 _SECRETS_LABEL: Final = "repository secrets"
@@ -99,14 +100,14 @@ class Configuration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         except (msgspec.MsgspecError, ValueError) as error:
             raise NotARepository(
                 f"the file `config` at {location} is damaged or not remetal's ({error})",
-                hint="If there is a repository, every image in it is touched: bring `config` back "
-                "from a copy. Otherwise check the path, or make one with `remetal init REPO`.",
+                hint="A copy of `config` that was kept with a recovery key serves as well. If there is no "
+                "repository, check the path, or make one with `remetal init REPO`.",
             ) from error
         if document.version != FORMAT_VERSION:
             raise UnsupportedFormat(
                 f"the repository at {location} has format version {document.version}",
                 hint="Use the version of remetal that wrote it. If it was this one, `config` is "
-                "damaged and every image in it is touched: bring it back from a copy.",
+                "damaged; a copy that was kept with a recovery key serves as well.",
             )
         return document
 

@@ -13,6 +13,7 @@ from typing import Final
 import msgspec
 
 from imager.errors import ObjectDamaged, ObjectMissing, RemetalError, UsageError
+from imager.repository import names
 from imager.repository import statement as statements
 from imager.repository.backend.protocol import Backend
 from imager.repository.configuration import (
@@ -27,7 +28,7 @@ from imager.repository.crypto.signing import Signer, verify
 from imager.repository.header import StatementKind
 from imager.repository.statement import GenerationBody, Signatory
 
-PREFIX: Final = "generations/"
+PREFIX: Final = names.GENERATIONS
 FIRST: Final = 1
 LEAST_DIGITS: Final = 4  # of an id that a person gives
 

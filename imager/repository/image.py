@@ -10,6 +10,7 @@ import zstandard
 from imager.errors import ObjectDamaged, UnsupportedFormat, UntrustedObject
 from imager.layout import codec
 from imager.layout.machine import Machine
+from imager.repository import names
 from imager.repository.chunk import ID_SIZE as MAP_ID_SIZE
 from imager.repository.crypto import sealing
 from imager.repository.crypto.signing import SIGNATURE_SIZE, Signer, verify
@@ -19,7 +20,7 @@ from imager.repository.trust import Trust
 from imager.repository.volume_map import Root
 from imager.units import MIB
 
-PREFIX: Final = "images/"
+PREFIX: Final = names.IMAGES
 PARTS: Final = 4
 _SUMMARY_LABEL: Final = "summary"
 _MOST_DOCUMENT: Final = 64 * MIB

@@ -320,7 +320,8 @@ def check_owner(key_repository: bytes | None, repository: bytes, what: str) -> N
         raise WrongKey(
             f"{what} belongs to repository {key_repository.hex()}, and this is {repository.hex()}",
             hint="Use the key made for this repository. If it is the right one, the file `config` "
-            "of the repository was changed, and every image in it is touched: bring it back from a copy.",
+            "of the repository was changed, and every image in it is touched: `remetal repair REPO` brings it "
+            "back from parity or from another copy.",
         )
 
 

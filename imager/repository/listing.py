@@ -1,10 +1,9 @@
 """The packs that a store lists, as arrays: a million of them in 50 MB."""
 
-import re
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +11,8 @@ from numpy.typing import NDArray
 from imager.repository.backend.protocol import Backend
 from imager.repository.chunk import ID
 from imager.repository.ids import NOWHERE, Ids, distinct, find
+from imager.repository.names import digest_of
 from imager.repository.pack import PREFIX
-
-_NAME: Final = re.compile(PREFIX + r"([0-9a-f]{2})/(\1[0-9a-f]{62})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +34,9 @@ class PackListing:
         """List the packs of a store."""
         digests, sizes, modified = bytearray(), array("Q"), array("d")
         for entry in backend.list(PREFIX):
-            name = _NAME.fullmatch(entry.name)
-            if name:
-                digests += bytes.fromhex(name[2])
+            digest = digest_of(entry.name)
+            if digest is not None:
+                digests += bytes.fromhex(digest)
                 sizes.append(entry.size)
                 modified.append(entry.modified)
         ordered, places = distinct(np.frombuffer(bytes(digests), dtype=ID))

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imager.errors import ObjectDamaged
+from imager.repository import names
 from imager.repository.backend.protocol import Backend
 from imager.repository.chunk import CODEC_SHIFT, Codec
 from imager.repository.crypto.sealing import open_once, seal_once
@@ -23,7 +24,7 @@ TRAILER_MAGIC: Final = b"RMTLPEND"
 ENTRY: Final = np.dtype(
     [("id", "V32"), ("offset", "<u4"), ("length", "<u4"), ("plain", "<u4"), ("zero", "<u4")]
 )
-PREFIX: Final = "packs/"
+PREFIX: Final = names.PACKS
 _LABEL: Final = "pack"
 
 Entries = NDArray[np.void]
@@ -80,11 +81,6 @@ class PackBuilder:
     def is_full(self) -> bool:
         """Whether it has reached the size that packs should have."""
         return self.size >= TARGET_SIZE
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether nothing was added."""
-        return not self._rows
 
     def add(self, identity: bytes, blob: bytearray, plain_length: int, codec: Codec) -> None:
         """Append a blob."""

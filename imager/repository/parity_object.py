@@ -1,7 +1,6 @@
 """Parity objects: what brings lost and rotten objects back (FORMAT.md section 13)."""
 
 import hashlib
-import re
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,10 +9,11 @@ from typing import Final
 from blake3 import blake3
 
 from imager.errors import ObjectDamaged, UnsupportedFormat
+from imager.repository import names
 from imager.repository.header import HEADER_SIZE, ID_SIZE, NO_KIND, Header, Magic
 from imager.units import MIB
 
-PREFIX: Final = "parity/"
+PREFIX: Final = names.PARITY
 BLOCK: Final = 64 << 10
 CHECK_SIZE: Final = 16
 MOST_SHARES: Final = 256
@@ -23,10 +23,6 @@ TABLE: Final = struct.Struct("<HHIQ32s")
 MEMBER: Final = struct.Struct("<32sQH")
 TABLE_START: Final = HEADER_SIZE + PROLOGUE.size
 _MOST_TABLE: Final = TABLE.size + MOST_SHARES * (MEMBER.size + 128)
-_HASHED: Final = re.compile(
-    r"(?:packs/([0-9a-f]{2})/|(?:indexes|images|statements|revocations)/)([0-9a-f]{64})"
-)
-_NAMED: Final = re.compile(r"config|generations/[1-9][0-9]{0,8}")
 
 
 def object_name(digest: bytes) -> str:
@@ -37,15 +33,13 @@ def object_name(digest: bytes) -> str:
 
 def named_digest(name: str) -> bytes | None:
     """Return the SHA-256 that the name of a member is made of; None if its name is none."""
-    found = _HASHED.fullmatch(name)
-    if found is None or found[1] not in {None, found[2][:2]}:
-        return None
-    return bytes.fromhex(found[2])
+    digest = names.digest_of(name) if names.may_be_covered(name) else None
+    return None if digest is None else bytes.fromhex(digest)
 
 
 def can_be_member(name: str) -> bool:
     """Whether parity may cover objects of this name."""
-    return _NAMED.fullmatch(name) is not None or named_digest(name) is not None
+    return names.may_be_covered(name)
 
 
 def check_of(block: bytes | bytearray | memoryview) -> bytes:

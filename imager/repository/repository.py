@@ -42,6 +42,7 @@ from imager.errors import (
     RemetalError,
     RepositoryExists,
     UnknownImage,
+    UnsupportedFormat,
     UsageError,
 )
 from imager.repository import image as image_format
@@ -66,6 +67,7 @@ from imager.repository.image import SealedImage
 from imager.repository.index import Index, Merger, Segment
 from imager.repository.keyring import Credential, GroupKeys
 from imager.repository.listing import PackListing
+from imager.repository.names import FOLDERS, is_object
 from imager.repository.pack import Entries
 from imager.repository.statement import Body, Certificate, Signatory, Statement
 from imager.repository.trust import Trust
@@ -141,15 +143,23 @@ class Repository:
         """Open a repository.
 
         Raises:
-            NotARepository: there is none.
+            NotARepository: there is none, or its configuration is lost or damaged.
             UnsupportedFormat: it is of another version.
         """
         backend = open_backend(location)
         try:
             data = backend.get(CONFIG_NAME)
         except ObjectMissing as error:
-            raise NotARepository(f"there is no repository at {backend.location}") from error
-        configuration = Configuration.decode(data, backend.location)
+            if not _has_objects(backend):
+                raise NotARepository(f"there is no repository at {backend.location}") from error
+            text = f"the repository at {backend.location} has lost its file `config`"
+            raise NotARepository(text, hint=_way_back(location)) from error
+        try:
+            configuration = Configuration.decode(data, backend.location)
+        except (NotARepository, UnsupportedFormat) as error:
+            if _has_objects(backend):
+                error.hint = f"{_way_back(location)} {error.hint}"
+            raise
         return cls.of(backend, repository_id(data), configuration)
 
     @classmethod
@@ -421,6 +431,18 @@ class Repository:
             self.trust,
             keys.directory_key,
         )
+
+
+def _has_objects(backend: Backend) -> bool:
+    return any(is_object(entry.name) for folder in FOLDERS for entry in backend.list(folder))
+
+
+def _way_back(location: str) -> str:
+    """Return what to do about a repository that can't be opened without its configuration."""
+    return (
+        f"Until `remetal repair {location}` brings `config` back, from parity or from another copy of "
+        "the repository (--from OTHER_REPO), every image in it is touched."
+    )
 
 
 def _is_prefix(reference: str, image_id: str) -> bool:

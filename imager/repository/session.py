@@ -9,7 +9,7 @@ from typing import Final
 
 import numpy as np
 
-from imager.errors import ContentRemoved, CredentialNeeded, ObjectMissing
+from imager.errors import ContentRemoved, CredentialNeeded, ObjectMissing, UntrustedObject
 from imager.repository import envelope as envelopes
 from imager.repository import image as image_format
 from imager.repository.chunk import DEFAULT_LEVEL, ID, Codec, Identifier, Sealer
@@ -22,6 +22,7 @@ from imager.repository.keyring import Credential
 from imager.repository.pack import Entries, PackBuilder, object_name
 from imager.repository.removals import MARGIN, read_removals
 from imager.repository.repository import Problem, Repository
+from imager.repository.statement import Certificate
 from imager.repository.volume_map import Root, Runs, write_tree
 
 _HOLDING: Final = (PackKind.DATA, PackKind.MAPS)
@@ -118,22 +119,66 @@ class Session:
             ContentRemoved: one may.
             UntrustedObject: the credential was revoked meanwhile.
         """
+        current, certificate = self._look_anew()
+        current.trust.check_usable(certificate)
+        gone, vanishing = self._relied_packs_in_doubt(current)
+        if gone or vanishing:
+            raise ContentRemoved(
+                f"the capture took so long that {len(gone | vanishing)} packs it counted on were "
+                "removed meanwhile, or are about to be; no image was made"
+            )
+
+    def _check_late_image(self, image_id: str) -> None:
+        """Find out what became of an image that may have been written after its look was too old.
+
+        Once an image is seen, what is still there of its packs goes at most by a prune that was
+        planned before, and such a plan is refused half an hour later.
+
+        Raises:
+            ContentRemoved: packs it counts on are gone, or may have been given up.
+            UntrustedObject: the credential was revoked before the image was there.
+        """
+        current, certificate = self._look_anew()
+        short = f"the image {image_id[:12]}"
+        try:
+            current.trust.check_accepted(certificate, image_format.PREFIX + image_id)
+        except UntrustedObject as error:
+            raise UntrustedObject(
+                f"{short} was written, and is not believed: {error.message}",
+                hint="Make another credential with `remetal key credential`, and capture again.",
+            ) from error
+        gone, vanishing = self._relied_packs_in_doubt(current)
+        if gone:
+            raise ContentRemoved(
+                f"this machine was held up so long that {len(gone)} packs were removed before "
+                f"{short} was written: it is there, and is not complete",
+                hint="Capture again: what is gone is sent again, and that completes this image "
+                "too where the disk has not changed. `remetal check REPO` says whether it did.",
+            )
+        if vanishing:
+            raise ContentRemoved(
+                f"this machine was held up so long that {short} may have been written too late to "
+                f"keep {len(vanishing)} packs it counts on: it is there, and complete now",
+                hint="If `remetal check REPO` still finds it complete in an hour, it stays so; "
+                "to be sure at once, capture again.",
+            )
+
+    def _look_anew(self) -> tuple[Repository, Certificate]:
+        """Return the repository as it is now, and the credential's certificate as it counts there."""
         opened = self._repository
         current = Repository.of(opened.backend, opened.id, opened.configuration)
-        certificate = current.trust.certificate(self._credential.certificate, "the credential")
-        current.trust.check_usable(certificate)
-        backend = self._repository.backend
+        return current, current.trust.certificate(self._credential.certificate, "the credential")
+
+    def _relied_packs_in_doubt(self, current: Repository) -> tuple[set[str], set[str]]:
+        """Return which packs that this image counts on are gone, and which others may go."""
+        backend = current.backend
         names = {self._index.name(number) for number in self._relied}
         # Its own packs, that no image needs yet, a prune may have taken for left behind.
         names |= {object_name(row[0]) for shelf in self._shelves.values() for row in shelf.stored}
-        gone = names & read_removals(current).vanishing_packs(backend.now())
+        vanishing = names & read_removals(current).vanishing_packs(backend.now())
         # No clock of a machine that may sleep tells whether a statement came and went meanwhile.
-        gone |= self._repository.list_packs().absent(names)
-        if gone:
-            raise ContentRemoved(
-                f"the capture took so long that {len(gone)} packs it counted on were removed "
-                "meanwhile, or are about to be; no image was made"
-            )
+        gone = current.list_packs().absent(names)
+        return gone, vanishing - gone
 
     @property
     def cut_key(self) -> bytes:
@@ -196,7 +241,10 @@ class Session:
 
         Raises:
             NoRoom: the repository is full; there is no image then.
-            ContentRemoved: packs that the image counts on went, or are about to.
+            ContentRemoved: packs that the image counts on went, or are about to. There is no image
+                then, except when the process was held up between its last look and writing it:
+                the error says what is there.
+            UntrustedObject: the credential was revoked meanwhile.
         """
         for kind in _HOLDING:
             self._store_pack(kind)
@@ -216,7 +264,7 @@ class Session:
         self._check_relied_packs()
         self._repository.backend.put_new(image_format.PREFIX + image_id, [data])
         if _uptime() - looked > MARGIN:
-            self._check_relied_packs()
+            self._check_late_image(image_id)
         return image_id, summary
 
     def _is_stored(self, identity: bytes, kind: PackKind) -> bool:

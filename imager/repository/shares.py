@@ -37,17 +37,26 @@ class Page:
     split: int
 
 
-def split(key: RecipientKey, need: int, pages: int) -> tuple[Page, ...]:
-    """Split a recovery key into pages, any `need` of which give it back.
+def check_numbers(need: int, pages: int) -> None:
+    """Refuse a split that can't be.
 
     Raises:
-        UsageError: there can't be so many or so few.
+        UsageError: there can't be so many pages or so few.
     """
     if not 2 <= need <= pages <= MOST_PAGES:
         raise UsageError(
             f"{need} of {pages} pages make no sense",
             hint=f"At least 2 pages must be needed, of at most {MOST_PAGES}.",
         )
+
+
+def split(key: RecipientKey, need: int, pages: int) -> tuple[Page, ...]:
+    """Split a recovery key into pages, any `need` of which give it back.
+
+    Raises:
+        UsageError: there can't be so many or so few.
+    """
+    check_numbers(need, pages)
     groups = shamir_mnemonic.generate_mnemonics(
         1, [(need, pages)], key.seed, extendable=True, iteration_exponent=0
     )

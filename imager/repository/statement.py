@@ -7,7 +7,6 @@ by `imager.repository.trust`.
 
 import hashlib
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -15,16 +14,16 @@ from typing import Final
 import msgspec
 
 from imager.errors import ObjectDamaged, UnsupportedFormat
+from imager.repository import names
 from imager.repository.configuration import RecipientEntry
 from imager.repository.crypto.signing import SIGNATURE_SIZE, Signer
 from imager.repository.header import HEADER_SIZE, ID_SIZE, Header, Magic, StatementKind
 
-PREFIX: Final = "statements/"
-REMOVALS: Final = "removals/"
-REVOCATIONS: Final = "revocations/"
+PREFIX: Final = names.STATEMENTS
+REMOVALS: Final = names.REMOVALS
+REVOCATIONS: Final = names.REVOCATIONS
 _LENGTH: Final = 4
-_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
-_LONGEST: Final = 1 << 32  # seconds of quarantine
+LONGEST_QUARANTINE: Final = 1 << 32  # seconds
 
 
 class CredentialBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -238,7 +237,12 @@ def folder(kind: StatementKind) -> str:
 def encode(
     kind: StatementKind, body: Body, signatory: Signatory, repository: bytes, group: bytes
 ) -> tuple[str, bytes]:
-    """Return name and bytes of a statement."""
+    """Return name and bytes of a statement.
+
+    Raises:
+        ObjectDamaged: nobody could read it.
+    """
+    _check(body, "the statement")
     if signatory.certificate:
         body = msgspec.structs.replace(body, certificate=signatory.certificate)
     text = msgspec.json.encode(body)
@@ -280,9 +284,9 @@ def _check(body: Body, name: str) -> None:
         named += getattr(body, listed, ())
     if isinstance(body, DrillBody):
         named.append(body.image)
-    if not all(_DIGEST.fullmatch(one) for one in named):
+    if not all(names.is_digest(one) for one in named):
         raise ObjectDamaged(f"{name} names an object that can't be")
-    if isinstance(body, RemovalBody) and not 0 <= body.quarantine <= _LONGEST:
+    if isinstance(body, RemovalBody) and not 0 <= body.quarantine <= LONGEST_QUARANTINE:
         raise ObjectDamaged(f"{name} has an impossible quarantine")
 
 

@@ -123,6 +123,7 @@ class Trust:
             raise UntrustedObject(
                 f"{name} was signed by the credential {certificate.name}, which was revoked on "
                 f"{revocation.created} ({revocation.reason}); it was not there then",
+                is_disowned=True,
             )
 
     def check_usable(self, certificate: Certificate) -> None:

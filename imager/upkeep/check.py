@@ -16,11 +16,12 @@ from imager.errors import ObjectMissing, RemetalError
 from imager.repository import image as image_format
 from imager.repository.configuration import CONFIG_NAME
 from imager.repository.keyring import GroupKeys
+from imager.repository.names import is_object
 from imager.repository.repository import Repository
 from imager.repository.retrieval import OpenImage, Unlocked
-from imager.upkeep.check_ciphertext import Judge, is_known
+from imager.upkeep.check_ciphertext import Judge
 from imager.upkeep.check_full import Opening
-from imager.upkeep.check_report import Bad, Depth, Finding, Progress, Report
+from imager.upkeep.check_report import Bad, Depth, Fault, Finding, Progress, Report
 from imager.upkeep.check_round import Advance, Budget, Walked, walk, walk_round
 from imager.upkeep.check_structure import Structure, examine
 
@@ -30,7 +31,7 @@ _PASSING: Final = ("incoming/", "repaired/")
 
 def data_size(repository: Repository) -> int:
     """Return how many bytes a check of depth ciphertext or full reads."""
-    return sum(entry.size for entry in repository.backend.list("") if is_known(entry.name))
+    return sum(entry.size for entry in repository.backend.list("") if is_object(entry.name))
 
 
 def check(
@@ -64,9 +65,9 @@ def check(
     strange = tuple(
         entry.name
         for entry in entries
-        if not is_known(entry.name) and not entry.name.startswith(_PASSING)
+        if not is_object(entry.name) and not entry.name.startswith(_PASSING)
     )
-    entries = [entry for entry in entries if is_known(entry.name)]
+    entries = [entry for entry in entries if is_object(entry.name)]
     judge = Judge(repository, entries)
     opening: Opening | None = None
     look = judge.look
@@ -104,11 +105,13 @@ def check(
 
 
 def _with_structure(report: Report, structure: Structure) -> Report:
+    found = [structure.findings[name] for name in sorted(structure.findings)]
     return replace(
         report,
         images=structure.count,
         objects=max(report.objects, structure.objects),
-        findings=tuple(structure.findings[name] for name in sorted(structure.findings)),
+        findings=tuple(f for f in found if f.fault is not Fault.DISOWNED),
+        ignored=tuple(f for f in found if f.fault is Fault.DISOWNED),
         orphan_packs=len(structure.orphans),
         orphan_bytes=sum(structure.orphans.values()),
     )

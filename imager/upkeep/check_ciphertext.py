@@ -5,47 +5,23 @@ objects carry, generations by the chain of their signatures.
 """
 
 import hashlib
-import re
 from collections import Counter
 from collections.abc import Iterable
 from typing import Final
 
 from imager.errors import ObjectDamaged, RemetalError
-from imager.repository import generations
+from imager.repository import generations, names
 from imager.repository import statement as statements
 from imager.repository.backend.protocol import Entry
 from imager.repository.configuration import CONFIG_NAME, repository_id
 from imager.repository.crypto.signing import verify
-from imager.repository.header import HEADER_SIZE, ID_SIZE, Header, Magic
+from imager.repository.header import HEADER_SIZE, ID_SIZE, Header
 from imager.repository.repository import Repository
 from imager.repository.statement import GenerationBody
 from imager.upkeep.check_report import Bad
 
-_FOLDERS: Final = {
-    "packs": Magic.PACK,
-    "parity": Magic.PARITY,
-    "indexes": Magic.INDEX,
-    "images": Magic.IMAGE,
-    "statements": Magic.STATEMENT,
-    "removals": Magic.STATEMENT,
-    "revocations": Magic.STATEMENT,
-}
-_BY_HASH: Final = re.compile(
-    r"(?:(packs|parity)/([0-9a-f]{2})|(indexes|images|statements|removals|revocations))"
-    r"/([0-9a-f]{64})"
-)
-_GENERATION: Final = re.compile(re.escape(generations.PREFIX) + r"([1-9][0-9]{0,8})")
 # So many headers say whose repository this is; a handful of them may be damaged.
 _WITNESSES: Final = 33
-
-
-def is_known(name: str) -> bool:
-    """Whether the format knows objects of such a name."""
-    return (
-        name == CONFIG_NAME
-        or _GENERATION.fullmatch(name) is not None
-        or _BY_HASH.fullmatch(name) is not None
-    )
 
 
 class Judge:
@@ -67,7 +43,7 @@ class Judge:
         """Return the repository id that most objects carry; between equals, the configuration's."""
         votes: Counter[bytes] = Counter()
         for entry in entries:
-            if _BY_HASH.fullmatch(entry.name) is None:
+            if names.folder_of(entry.name) is None:
                 continue
             try:
                 header = self._repository.backend.get_range(entry.name, 0, HEADER_SIZE)
@@ -94,17 +70,16 @@ class Judge:
             if repository_id(data) != self.identity:
                 raise ObjectDamaged(f"{name} is not the one that the other objects were made for")
             return
-        numbered = _GENERATION.fullmatch(name)
-        if numbered is not None:
-            self._check_generation(name, int(numbered[1]), data)
+        number = names.generation_of(name)
+        if number is not None:
+            self._check_generation(name, number, data)
             return
-        hashed = _BY_HASH.fullmatch(name)
-        if hashed is None:
+        folder = names.folder_of(name)
+        if folder is None:
             raise ObjectDamaged(f"{name} is no name of an object")
-        folder, shard, flat, digest = hashed.groups()
-        if hashlib.sha256(data).hexdigest() != digest or (shard and shard != digest[:2]):
+        if hashlib.sha256(data).hexdigest() != names.digest_of(name):
             raise ObjectDamaged(f"{name} has other bytes than were written")
-        Header.decode(data, _FOLDERS[folder or flat], self.identity, name)
+        Header.decode(data, folder.magic, self.identity, name)
 
     def _check_generation(self, name: str, number: int, data: bytes) -> None:
         if not 2 <= number <= len(self._chain) + 1:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
+from imager.errors import RemetalError, UntrustedObject
+
 
 class Depth(StrEnum):
     """How much a check reads, and which key it needs."""
@@ -15,14 +17,24 @@ class Depth(StrEnum):
 class Fault(StrEnum):
     """What is wrong with an object.
 
-    A lie is an object that is as it was written, and was written wrong; everything else happened
-    to it later.
+    A lie is an object that is as it was written, and was written wrong; what is untrusted is intact,
+    and signed by nobody who counts; what is disowned likewise, because its credential was revoked.
+    Everything else happened to an object later.
     """
 
     DAMAGED = "damaged"
     MISSING = "missing"
     LIE = "lie"
     UNINDEXED = "unindexed"
+    UNTRUSTED = "untrusted"
+    DISOWNED = "disowned"
+
+
+def fault_of(error: RemetalError) -> Fault:
+    """Return what is wrong with an object that gives this error when it is read."""
+    if isinstance(error, UntrustedObject):
+        return Fault.DISOWNED if error.is_disowned else Fault.UNTRUSTED
+    return Fault.DAMAGED
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +90,7 @@ class Progress:
         total_bytes: bytes of all objects that are there now.
         runs_left: about how many runs like this one it takes; 0 when the round is complete.
         remembered: whether the next run can go on here.
+        lost: whether what earlier runs remembered could not be read, so that this began anew.
     """
 
     number: int
@@ -86,6 +99,7 @@ class Progress:
     total_bytes: int
     runs_left: int
     remembered: bool
+    lost: bool = False
 
     @property
     def percent(self) -> int:
@@ -106,6 +120,8 @@ class Report:
         read_bytes: how much of them was read whole and compared.
         opened_chunks: how many chunks were opened with the recovery key.
         findings: everything wrong; empty when all is well.
+        ignored: what revoked credentials wrote and their revocations do not list: nothing uses it,
+            and nobody misses it.
         orphan_packs: packs that no index names and no image needs, of captures that run or were
             interrupted; no damage.
         orphan_bytes: their bytes.
@@ -126,3 +142,4 @@ class Report:
     unopened_packs: int = 0
     strange: tuple[str, ...] = ()
     progress: Progress | None = None
+    ignored: tuple[Finding, ...] = ()

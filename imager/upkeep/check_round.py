@@ -2,7 +2,8 @@
 
 A round goes through the objects in the order of their names, so it covers every object that was there
 when it began. Where it stopped is remembered in a local file that can be lost at any time: then a
-new round begins. Objects found damaged are looked at again in each run, until they verify or are gone.
+new round begins, and a file that can't be read is said to be lost. Objects found damaged are looked at again, until they verify or are gone: first of all, in turn,
+for a quarter of the budget at most, so that the round goes on however many they are.
 """
 
 import os
@@ -25,6 +26,8 @@ from imager.upkeep.check_report import Bad, Depth, Progress
 # Memory: an object for each reader and one that waits; packs are at most 64 MiB, parity 128 MiB.
 _READERS: Final = min(8, len(os.sched_getaffinity(0)))
 _IN_FLIGHT: Final = _READERS + 1
+# What part of a budget goes to objects that were damaged, as long as others wait.
+_AGAIN: Final = 0.25
 
 Advance = Callable[[int], None]
 Look = Callable[[str, bytes], Bad | None]
@@ -37,7 +40,8 @@ class _Remembered(msgspec.Struct, forbid_unknown_fields=True):
         number: of the round.
         began: RFC 3339 time.
         position: every object up to this name was seen; None when the round is complete.
-        damaged: objects that did not verify when they were last read.
+        damaged: objects that did not verify when they were last read; what was not read for the
+            longest time comes first.
     """
 
     number: int
@@ -164,10 +168,10 @@ def walk_round(
     """
     start = budget.clock()
 
-    def is_over() -> bool:
-        return budget.clock() - start >= budget.seconds
+    def is_over(part: float = 1.0) -> bool:
+        return budget.clock() - start >= part * budget.seconds
 
-    rounds = _recall(budget.memory)
+    rounds, is_lost = _recall(budget.memory)
     last = rounds.get(depth.value)
     if last is None:
         current = _Remembered(1, now(), "", [])
@@ -176,34 +180,49 @@ def walk_round(
     else:
         current = last
     position = current.position or ""
-    suspects = set(current.damaged)
-    # What is past the position is met again in any case.
-    again = walk(backend, [e for e in entries if e.name in suspects], look, advance, is_over)
-    ahead = [e for e in entries if e.name > position and e.name not in suspects]
+    there = {entry.name: entry for entry in entries}
+    suspects = [there[name] for name in current.damaged if name in there]
+    again = walk(backend, suspects, look, advance, lambda: is_over(_AGAIN))
+    waiting = _after(suspects, again.position)
+    # A suspect that lies past the position is met again in any case.
+    ahead = [e for e in entries if e.name > position and e.name not in set(current.damaged)]
     walked = walk(backend, ahead, look, advance, is_over)
-    unseen = {e.name for e in entries if e.name in suspects and e.name > again.position}
-    walked.bad |= again.bad
-    for name in unseen:
-        walked.bad[name] = Bad(name, f"{name} was damaged when it was last read")
-    walked.objects += again.objects
-    walked.read_bytes += again.read_bytes
     position = max(position, walked.position)
+    pace = walked.read_bytes
+    seen = [again, walked]
+    if walked.is_complete and waiting and not is_over():
+        seen.append(walk(backend, waiting, look, advance, is_over))
+        waiting = _after(waiting, seen[-1].position)
+    bad = {e.name: Bad(e.name, f"{e.name} was damaged when it was last read") for e in waiting}
+    for part in seen:
+        bad |= part.bad
     done = sum(entry.size for entry in entries if entry.name <= position)
     total = sum(entry.size for entry in entries)
     current.position = None if walked.is_complete else position
-    current.damaged = sorted(walked.bad)
+    current.damaged = list(bad)
     rounds[depth.value] = current
     remembered = _remember(budget.memory, rounds)
-    left = 0 if walked.is_complete else max(1, -(-(total - done) // max(walked.read_bytes, 1)))
-    progress = Progress(current.number, current.began, done, total, left, remembered)
-    return walked, progress
+    left = 0 if walked.is_complete else max(1, -(-(total - done) // max(pace, 1)))
+    progress = Progress(current.number, current.began, done, total, left, remembered, is_lost)
+    objects = sum(part.objects for part in seen)
+    read_bytes = sum(part.read_bytes for part in seen)
+    return Walked(bad, objects, read_bytes, position, walked.is_complete), progress
 
 
-def _recall(path: Path) -> dict[str, _Remembered]:
+def _after(entries: Sequence[Entry], position: str) -> list[Entry]:
+    """Return what comes after the entry of that name, in the order given; all if there is none."""
+    names = [entry.name for entry in entries]
+    return list(entries[names.index(position) + 1 :] if position in names else entries)
+
+
+def _recall(path: Path) -> tuple[dict[str, _Remembered], bool]:
+    """Return the rounds, by depth, and whether there was something that can't be read."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=dict[str, _Remembered])
-    except (OSError, msgspec.MsgspecError):
-        return {}
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, _Remembered]), False
+    except FileNotFoundError:
+        return {}, False
+    except (OSError, UnicodeDecodeError, msgspec.MsgspecError):
+        return {}, True
 
 
 def _remember(path: Path, rounds: dict[str, _Remembered]) -> bool:

@@ -20,12 +20,13 @@ from imager.repository.configuration import CONFIG_NAME, repository_id
 from imager.repository.image import SealedImage
 from imager.repository.index import Index, Segment
 from imager.repository.keyring import GroupKeys
+from imager.repository.names import is_object
 from imager.repository.removals import read_removals
 from imager.repository.repository import Problem, Repository
 from imager.repository.retrieval import MapReader
 from imager.upkeep.check_ciphertext import Judge
 from imager.upkeep.check_maps import MapWalk, Watched
-from imager.upkeep.check_report import Bad, Fault, Finding
+from imager.upkeep.check_report import Bad, Fault, Finding, fault_of
 
 _ATTEMPTS: Final = 10
 # With more packs than these in no index, an index was lost: all images count as touched.
@@ -111,10 +112,11 @@ class _Examination:
         self._listed: set[str] = set()
         for problem in problems:
             if not isinstance(problem.error, ObjectMissing):
-                self._found.count += 1
+                fault = fault_of(problem.error)
+                self._found.count += fault is not Fault.DISOWNED
                 identity = problem.name.removeprefix(image_format.PREFIX)
                 self._found.findings[problem.name] = Finding(
-                    problem.name, problem.error.message, (identity,)
+                    problem.name, problem.error.message, (identity,), fault=fault
                 )
 
     def run(self) -> Structure:
@@ -166,7 +168,8 @@ class _Examination:
                 except RemetalError as error:
                     # Images carry their certificate themselves, so they stay trusted without it.
                     touched = signed[entry.name[_HASH]]
-                    self._found.add(entry.name, error, touched, repairable=True)
+                    fault = fault_of(error)
+                    self._found.add(entry.name, error, touched, fault, repairable=True)
 
     def _check_indexes(self) -> None:
         writers: defaultdict[str, list[SealedImage]] = defaultdict(list)
@@ -189,7 +192,8 @@ class _Examination:
 
     def _check_sizes(self, index: Index) -> set[str]:
         """Note packs that are gone or cut off; return the names of all that are there."""
-        sizes = {e.name: e.size for e in self._repository.backend.list(pack_format.PREFIX)}
+        listed = self._repository.backend.list(pack_format.PREFIX)
+        sizes = {entry.name: entry.size for entry in listed if is_object(entry.name)}
         # What was read, found bad and removed since is no concern any more, unless an image needs it.
         for name in list(self._bad):
             if name.startswith(pack_format.PREFIX) and name not in sizes:

@@ -4,7 +4,6 @@ What takes something away is planned first: the plan says what will be, and is t
 """
 
 import hashlib
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from imager.repository.crypto.recipient import Recipient
 from imager.repository.crypto.signing import Signer
 from imager.repository.header import StatementKind
 from imager.repository.keyring import GroupKeys
+from imager.repository.names import digest_of
 from imager.repository.repository import Problem, Repository, now
 from imager.repository.retrieval import Unlocked
 from imager.repository.statement import (
@@ -36,7 +36,6 @@ from imager.repository.statement import (
 )
 
 _FOLDERS = (statement.PREFIX, statement.REVOCATIONS, statement.REMOVALS)
-_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,8 +273,8 @@ def _rotten(repository: Repository, problems: Iterable[Problem]) -> list[Problem
     """Leave out what is no loss: what was removed, what nobody signed, what never was an object."""
     found = []
     for problem in problems:
-        digest = problem.name.rpartition("/")[2]
-        if isinstance(problem.error, UntrustedObject) or not _DIGEST.fullmatch(digest):
+        digest = digest_of(problem.name)
+        if isinstance(problem.error, UntrustedObject) or digest is None:
             continue
         try:
             intact = hashlib.sha256(repository.backend.get(problem.name)).hexdigest() == digest

@@ -3,6 +3,7 @@
 A page never holds the passphrase of the key: enough pages open the images without it.
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -27,6 +28,30 @@ _COLUMNS: Final = 3
 def code(page: Page) -> segno.QRCode:
     """Return the QR code of a page: its words in upper case."""
     return segno.make_qr(" ".join(page.words).upper(), error="m")
+
+
+def check_place(folder: Path, total: int) -> None:
+    """Refuse a folder that takes no pages of a split, before anything is asked or made.
+
+    Raises:
+        OutputExists: it holds a page of the same name.
+        OutputError: it is no folder, can't be made, or can't be written to.
+    """
+    if folder.is_dir():
+        for number in range(1, total + 1):
+            for path in _paths(folder, number, total).values():
+                check_new(path)
+        return
+    outermost = folder.absolute()
+    while not os.path.lexists(outermost.parent):
+        outermost = outermost.parent
+    check_new(outermost)
+
+
+def _paths(folder: Path, number: int, total: int) -> dict[str, Path]:
+    """Return the files of a page, by their kind."""
+    stem = folder / f"page-{number}-of-{total}"
+    return {kind: stem.with_suffix(f".{kind}") for kind in ("html", "txt")}
 
 
 def write(
@@ -59,10 +84,9 @@ def write(
             "today": today,
             "code": code(page).svg_inline(scale=4),
         }
-        stem = folder / f"page-{page.number}-of-{len(pages)}"
-        for kind in ("html", "txt"):
+        for kind, path in _paths(folder, page.number, len(pages)).items():
             template = _TEMPLATES.get_template(f"recovery-page.{kind}.j2")
-            files[stem.with_suffix(f".{kind}")] = template.render(told)
+            files[path] = template.render(told)
     written: list[Path] = []
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)

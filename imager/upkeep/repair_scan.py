@@ -1,7 +1,6 @@
 """What `repair` starts from: which objects are as they were written, and which are not."""
 
 import hashlib
-import re
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,15 +13,13 @@ from imager.repository.backend.protocol import Backend
 from imager.repository.configuration import CONFIG_NAME, Configuration, repository_id
 from imager.repository.crypto.signing import verify
 from imager.repository.header import HEADER_SIZE, ID_SIZE
+from imager.repository.names import digest_of
 from imager.repository.statement import GenerationBody
 from imager.upkeep.parity_shares import StoredGroup, read_groups
 
 STASH: Final = "repaired/"
 GENERATIONS: Final = "generations/"
 _READERS: Final = 2
-_BY_HASH: Final = re.compile(
-    r"(?:(?:packs|parity)/[0-9a-f]{2}|indexes|images|statements|removals|revocations)/([0-9a-f]{64})"
-)
 
 Advance = Callable[[int], None]
 
@@ -56,9 +53,9 @@ class Verifier:
 
     def verifies(self, name: str, data: bytes) -> bool:
         """Whether the object may have these bytes; False for names that nobody knows."""
-        found = _BY_HASH.fullmatch(name)
-        if found is not None:
-            return hashlib.sha256(data).hexdigest() == found[1]
+        digest = digest_of(name)
+        if digest is not None:
+            return hashlib.sha256(data).hexdigest() == digest
         if name == CONFIG_NAME:
             return repository_id(data) == self.repository
         if not name.startswith(GENERATIONS) or not self.can_judge(name):
@@ -123,7 +120,7 @@ def scan(backend: Backend, advance: Advance) -> Scan:
     """
     sizes = {entry.name: entry.size for entry in backend.list("")}
     stashes = tuple(sorted(name for name in sizes if name.startswith(STASH)))
-    hashed = [name for name in sizes if _BY_HASH.fullmatch(name)]
+    hashed = [name for name in sizes if digest_of(name) is not None]
     names_only = Verifier(bytes(ID_SIZE), backend.location)
 
     def look(name: str) -> tuple[str, bytes | None]:

@@ -15,7 +15,7 @@ from imager.commands.secrets import (
     read_passphrase,
     recovery_key_options,
 )
-from imager.console import Output, verb
+from imager.console import Location, Output, verb
 from imager.errors import DrillFailed, RecoveryKeyNeeded, RemetalError, UsageError
 from imager.repository.repository import Repository
 from restore.drill import accelerator, fixture, report, run
@@ -26,8 +26,8 @@ from restore.drill.scenario import Medium
 from restore.drill.vm_spec import Accelerator, Firmware
 
 
-@click.command()
-@click.argument("repo", required=False)
+@click.command(short_help="Prove that IMAGE comes back, in QEMU; no real disk is touched.")
+@click.argument("repo", type=Location(), required=False)
 @click.argument("image", required=False)
 @click.option(
     "--fixture",

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from imager.commands.secrets import load_recovery_key, recovery_options
-from imager.console import Output, verb
+from imager.console import Location, Output, verb
 from imager.errors import NotConfirmed, UsageError
 from imager.repository.repository import Repository
 from imager.units import format_duration
@@ -22,7 +22,7 @@ CONFIRMATION = "overwrite"
 
 
 @click.command()
-@click.argument("repo")
+@click.argument("repo", type=Location())
 @click.argument("image")
 @click.option(
     "--map",

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -156,6 +157,24 @@ def test_stale_temporary_files_go(tmp_path: Path) -> None:
     backend.tidy()
     assert not old.exists()
     assert fresh.exists()
+
+
+@pytest.mark.parametrize("days", [-400, 400])
+def test_what_is_stale_goes_by_the_clock_of_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, days: int
+) -> None:
+    """Another machine is writing; the clock of this one is wrong."""
+    backend = DirectoryBackend(tmp_path)
+    backend.put_new("images/a", [b"a"])
+    fresh, old = tmp_path / "incoming" / "fresh", tmp_path / "incoming" / "old"
+    fresh.touch()
+    old.touch()
+    before = time.time() - 25 * 3600
+    os.utime(old, (before, before))
+    forged = time.time() + days * 24 * 3600
+    monkeypatch.setattr(time, "time", lambda: forged)
+    backend.tidy()
+    assert [path.name for path in (tmp_path / "incoming").iterdir()] == ["fresh"]
 
 
 def test_what_is_found_done_is_made_durable_too(

@@ -58,6 +58,30 @@ def test_completion_knows_the_verbs() -> None:
     assert "_remetal_completion" in done.stdout
 
 
+@pytest.mark.parametrize("words", [[], ["key"]], ids=["remetal", "key"])
+def test_no_summary_is_cut_off(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert console.run([*words, "--help"]) == 0
+    _, _, summaries = capsys.readouterr().out.partition("Commands:\n")
+    cut = [line.split()[0] for line in summaries.splitlines() if line.endswith("...")]
+    assert set(cut) <= {"repair"}
+
+
+@pytest.mark.parametrize("words", ["check ", "prune ", "key list ", "hold ", "drill ", "show "])
+def test_completion_of_a_repository_is_a_directory(words: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "from imager.console import cli; cli(prog_name='remetal')"],
+        env={
+            "_REMETAL_COMPLETE": "bash_complete",
+            "COMP_WORDS": f"remetal {words}/sr",
+            "COMP_CWORD": str(len(words.split()) + 1),
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.strip() == "dir,/sr"
+
+
 def make(problem: BaseException | None) -> click.Command:
     @click.command()
     @console.verb

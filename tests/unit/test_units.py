@@ -15,7 +15,7 @@ def test_parse(text: str, size: int) -> None:
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "-1", "G", "1.5", "ten", "1X"])
+@pytest.mark.parametrize("text", ["", "-1", "G", "1.5", "ten", "1X", "inf", "nanM", "1e400"])
 def test_no_size(text: str) -> None:
     with pytest.raises(ValueError):
         parse_size(text)

@@ -16,7 +16,6 @@ import math
 import os
 import secrets
 import struct
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
@@ -151,6 +150,8 @@ class DirectoryBackend:
             finally:
                 probe.unlink(missing_ok=True)
         except OSError as error:
+            if error.errno in _FULL:
+                raise NoRoom(f"no room left in the repository at {self._root}") from error
             raise OutputError(
                 f"the repository at {self._root} does not tell its time: {error.strerror}",
                 hint="Check that it can be written to.",
@@ -158,12 +159,15 @@ class DirectoryBackend:
 
     def tidy(self) -> None:
         """Remove stale temporary files; see `protocol.Backend.tidy`."""
-        oldest = time.time() - _STALE_SECONDS
-        with contextlib.suppress(FileNotFoundError):
-            for path in (self._root / _INCOMING).iterdir():
-                with contextlib.suppress(FileNotFoundError):
-                    if path.stat().st_mtime < oldest:
-                        path.unlink()
+        incoming = self._root / _INCOMING
+        found = list(incoming.iterdir()) if incoming.is_dir() else []
+        if not found:
+            return
+        oldest = self.now() - _STALE_SECONDS
+        for path in found:
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_mtime < oldest:
+                    path.unlink()
 
     def _walk(self, top: Path) -> Iterator[Entry]:
         if not top.is_dir():
@@ -176,7 +180,8 @@ class DirectoryBackend:
                     status = path.stat()
                 except FileNotFoundError:
                     continue
-                name = path.relative_to(self._root).as_posix()
+                # Not all that a filesystem takes for a name is text.
+                name = os.fsencode(path.relative_to(self._root)).decode("utf-8", "backslashreplace")
                 yield Entry(name, status.st_size, status.st_mtime)
 
     def _path(self, name: str) -> Path:

@@ -70,6 +70,9 @@ class Backend(Protocol):
     def list(self, prefix: str) -> Iterator[Entry]:
         """Yield the objects whose name starts with `prefix` (a folder with its slash), by name.
 
+        What the store holds besides is yielded as well; where its name is no text, with the bytes
+        escaped, and then there is no object of the name that is yielded.
+
         Raises:
             ObjectDamaged: the store can't list all of them.
         """
@@ -102,10 +105,17 @@ class Backend(Protocol):
         """Return the store's clock, comparable with `Entry.modified`.
 
         Raises:
-            OutputError: the store does not tell.
+            NoRoom: the store is full.
+            OutputError: the store does not tell for another reason.
         """
         ...
 
     def tidy(self) -> None:
-        """Remove what interrupted writers left behind more than a day ago; never an object."""
+        """Remove what interrupted writers left behind more than a day ago, by the store's clock.
+
+        Never an object.
+
+        Raises:
+            OutputError: the store does not tell its time.
+        """
         ...

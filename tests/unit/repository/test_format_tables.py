@@ -13,6 +13,7 @@ from imager.repository import (
     header,
     image,
     index,
+    names,
     pack,
     parity_object,
     statement,
@@ -156,3 +157,33 @@ def test_statements() -> None:
             text = rows[match[1]]
         for field in body.__struct_fields__:
             assert f"`{field}`" in text, (kind, field)
+
+
+def test_names() -> None:
+    rows = re.findall(r"^\| [a-z]+ \| (.*?) \|", section(2), re.MULTILINE)
+    hashed = re.findall(r"`(\w+/)` \+ (first two hex digits \+ `/` \+ )?hash", "\n".join(rows))
+    assert {folder: bool(shard) for folder, shard in hashed} == {
+        folder: of.is_sharded for folder, of in names.FOLDERS.items()
+    }
+    assert f"`{names.CONFIG}`" in rows
+    assert any(row.startswith(f"`{names.GENERATIONS}` + its number") for row in rows)
+    assert {
+        pack.PREFIX,
+        index.PREFIX,
+        image.PREFIX,
+        statement.PREFIX,
+        statement.REMOVALS,
+        statement.REVOCATIONS,
+        parity_object.PREFIX,
+    } == names.FOLDERS.keys()
+    for kind, body in statement.BODIES.items():
+        del body
+        if kind is not header.StatementKind.GENERATION:
+            assert statement.folder(kind) in names.FOLDERS
+
+
+def test_what_parity_covers() -> None:
+    (rule,) = re.findall(r"The name MUST be (.*?);", section(13), re.DOTALL)
+    said = set(re.findall(r"`([a-z]+/?)`", rule))
+    covered = {folder for folder, of in names.FOLDERS.items() if of.is_covered}
+    assert said == covered | {names.CONFIG, names.GENERATIONS}

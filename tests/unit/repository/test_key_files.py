@@ -10,11 +10,20 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from imager.commands import key_pages
 from imager.commands.images import images
 from imager.commands.key import key as key_group
 from imager.commands.secrets import CREDENTIAL_FILE, ask_pages, default_folder
 from imager.console import Output
-from imager.errors import NoRoom, OutputError, OutputExists, SecretError, UntrustedObject
+from imager.errors import (
+    NoRoom,
+    OutputError,
+    OutputExists,
+    RemetalError,
+    SecretError,
+    UntrustedObject,
+    UsageError,
+)
 from imager.repository import keyring, shares
 from imager.repository.crypto.recipient import RecipientKey
 from imager.repository.keyring import LockedRecoveryKey
@@ -66,6 +75,45 @@ def test_places_that_take_no_file(tmp_path: Path, phrase: Path) -> None:
     args = ["split", tmp_path / "key", "-o", folder, *secret]
     assert run(key_group, *args)[0] == OutputExists.exit_code
     assert len(list(folder.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("place", "numbers", "error"),
+    [
+        ("taken", ("3", "5"), OutputExists),
+        ("file/below", ("3", "5"), OutputError),
+        ("dangling", ("3", "5"), OutputExists),
+        ("new", ("6", "5"), UsageError),
+        ("new", ("1", "5"), UsageError),
+    ],
+)
+def test_what_can_not_be_split_is_said_before_the_passphrase_is_asked(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    place: str,
+    numbers: tuple[str, str],
+    error: type[RemetalError],
+) -> None:
+    LockedRecoveryKey.lock(KEY, "right one", "label", None).write(tmp_path / "key")
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "page-5-of-5.html").touch()
+    (tmp_path / "file").touch()
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    asked: list[str] = []
+    monkeypatch.setattr(key_pages, "ask", lambda text: asked.append(text) or "right one")
+    need, pages = numbers
+    words = ["--need", need, "--pages", pages, "-o", tmp_path / place]
+    code, _ = run(key_group, "split", tmp_path / "key", *words)
+    assert code == error.exit_code
+    assert not asked
+
+
+def test_pages_go_into_a_folder_that_is_made(tmp_path: Path, phrase: Path) -> None:
+    LockedRecoveryKey.lock(KEY, "right one", "label", None).write(tmp_path / "key")
+    place = tmp_path / "some" / "where"
+    args = ["split", tmp_path / "key", "-o", place, "--passphrase-file", phrase]
+    assert run(key_group, *args)[0] == 0
+    assert len(list(place.iterdir())) == 10
 
 
 def test_half_a_split_is_taken_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,8 +11,9 @@ from typing import TYPE_CHECKING
 import pytest
 from click.testing import CliRunner
 
+from imager import console
 from imager.commands.check import check as check_command
-from imager.errors import RemetalError
+from imager.errors import NotARepository, RemetalError
 from imager.repository.chunk import Identifier
 from imager.repository.header import PackKind
 from imager.repository.repository import Repository
@@ -21,7 +23,7 @@ from imager.upkeep.check import check
 from imager.upkeep.check_ciphertext import Judge
 from imager.upkeep.check_maps import MapWalk, Watched
 from imager.upkeep.check_report import Depth, Fault, Report
-from imager.upkeep.check_round import Budget
+from imager.upkeep.check_round import Budget, memory_path
 
 if TYPE_CHECKING:
     from imager.repository.backend.protocol import Buffer
@@ -271,3 +273,112 @@ def test_a_budget_alone_means_every_byte(
     done = CliRunner().invoke(check_command, [str(tiny.path), "--budget", "30m", "--json"])
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["depth"] == "ciphertext"
+
+
+@pytest.mark.parametrize(
+    "memory",
+    [
+        b"\xff\xfe",
+        b'{"ciphertext": "\xff"}',
+        b"[]",
+        b'{"ciphertext": 7}',
+        b'{"ciphertext": {"number": "1", "began": 2, "position": [], "damaged": {}}}',
+        b'{"ciphertext": {"number": 1, "began": "", "position": "\xff", "damaged": []}}',
+    ],
+)
+def test_what_was_remembered_wrong_begins_a_new_round(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: bytes
+) -> None:
+    tiny.add({"a": b"content" * 10_000}, tmp_path)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    path = memory_path(tiny.open().id)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(memory)
+    words = [str(tiny.path), "--budget", "30m"]
+    done = CliRunner().invoke(check_command, words)
+    assert done.exit_code == 0, done.output
+    assert "Round 1: 100 % done" in done.output
+    assert f"{path}, which says how far" in done.output
+    assert "which says how far" not in CliRunner().invoke(check_command, words).output
+
+
+@pytest.mark.parametrize("junk", [b"\xff\xfe", b"README"])
+@pytest.mark.parametrize("folder", ["", "packs", "packs/00", "parity"])
+def test_junk_is_reported(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str], folder: str, junk: bytes
+) -> None:
+    tiny.add({"a": b"content" * 10_000}, tmp_path)
+    tiny.credential.write(tmp_path / "credential")
+    (tiny.path / folder).mkdir(exist_ok=True)
+    Path(os.fsdecode(os.fsencode(tiny.path / folder) + b"/" + junk)).write_bytes(b"junk")
+    words = ["check", str(tiny.path), "--credential", str(tmp_path / "credential")]
+    for options in ([], ["--ciphertext"]):
+        assert console.run([*words, *options]) == 0
+        said = capsys.readouterr().out
+        assert "not in any index" not in said
+        assert "1 files are no objects of a repository" in said or not options
+
+
+@pytest.mark.parametrize("folder", ["", "images", "indexes", "packs", "statements", "removals"])
+def test_names_that_are_no_text_are_reported(
+    tiny: Tiny,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    folder: str,
+) -> None:
+    image = tiny.add({"a": b"content" * 10_000}, tmp_path)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    tiny.credential.write(tmp_path / "credential")
+    (tiny.path / folder).mkdir(exist_ok=True)
+    Path(os.fsdecode(os.fsencode(tiny.path / folder) + b"/\xff\xfe")).write_bytes(b"junk")
+    words = [str(tiny.path), "--credential", str(tmp_path / "credential")]
+    assert console.run(["images", *words]) == 0
+    assert image[:12] in capsys.readouterr().out
+    for options in ([], ["--ciphertext"], ["--budget", "30m"]):
+        assert console.run(["check", *words, *options]) == 0
+        said = capsys.readouterr().out
+        assert "1 files are no objects of a repository, such as" in said or not options
+        assert "\\xff\\xfe" in said or not options
+
+
+def test_paths_that_are_no_text_can_be_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = os.fsdecode(os.fsencode(tmp_path) + b"/\xff")
+    assert console.run(["check", place]) == NotARepository.exit_code
+    assert "there is no repository at" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        console.run(["check", place, "--json"])
+    assert json.loads(capsys.readouterr().out)["error"]["id"] == "not-a-repository"
+
+
+def test_damaged_objects_do_not_keep_a_round_from_going_on(tiny: Tiny, tmp_path: Path) -> None:
+    """As many objects are damaged as a budget can read; still each run gets further."""
+    for _ in range(10):
+        tiny.add({"disk0/p1": NOISE.randbytes(9000)}, tmp_path)
+    damaged = sorted((tiny.path / "images").iterdir())  # these are read first
+    for path in damaged:
+        flip(path, 300)
+    total = sum(1 for path in tiny.path.rglob("*") if path.is_file())
+    memory = tmp_path / "state" / "check.json"
+
+    def run_once() -> Report:
+        budget = Budget(8, memory, Ticks())
+        return check(tiny.open(), None, lambda _: None, depth=Depth.CIPHERTEXT, budget=budget)
+
+    first = run_once()
+    runs = 1
+    while (report := run_once()).progress.runs_left:  # type: ignore[union-attr]
+        runs += 1
+        assert report.progress is not None
+        assert report.progress.number == 1
+        assert runs < total / 3
+    assert first.progress is not None
+    assert len(report.findings) == len(damaged)
+    for path in damaged:
+        flip(path, 300)
+    for _ in range(2 * len(damaged)):
+        report = run_once()
+    assert not report.findings, "each of them had its turn"
