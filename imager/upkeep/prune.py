@@ -29,7 +29,7 @@ from imager.repository import image as image_format
 from imager.repository import pack as pack_format
 from imager.repository import statement as statements
 from imager.repository.chunk import ID
-from imager.repository.header import PackKind
+from imager.repository.header import HEADER_SIZE, Header, Magic, PackKind
 from imager.repository.ids import NOWHERE, Ids, find, unique_ids
 from imager.repository.image import SealedImage
 from imager.repository.index import Index
@@ -216,7 +216,7 @@ def plan(
     is_going = index.are(unneeded)
     is_pending = is_going | index.are(pack for removal in waiting for pack in removal.packs)
     # A capture that runs has packs that no index names yet; interrupted ones leave theirs behind.
-    is_pending |= index.is_unlisted & (clock - stored.modified < DAY)
+    is_pending |= _perhaps_of_running(repository, index, clock - stored.modified)
     condemn, repacking = _phase_one(usage, is_there & ~is_pending, waste)
     chosen = [*condemn, *(item.pack for item in repacking)]
     later = {n: t for n, t in locks.of(map(index.name, chosen)).items() if t > clock + quarantine}
@@ -245,6 +245,35 @@ def plan(
         index,
         usage,
     )
+
+
+def _perhaps_of_running(
+    repository: Repository, index: Index, ages: NDArray[np.float64]
+) -> NDArray[np.bool_]:
+    """Return which packs no index names and a capture that runs may have stored.
+
+    It may run if it has stored one of them within the last day.
+
+    Args:
+        repository: where they lie.
+        index: of it.
+        ages: of each pack, seconds.
+    """
+    found = index.is_unlisted & (ages < DAY)
+    old = np.flatnonzero(index.is_unlisted & ~found).tolist()
+    if old and found.any():
+        young = np.flatnonzero(found).tolist()
+        running = {_session_of(repository, index.name(pack)) for pack in young} - {None}
+        found[[p for p in old if _session_of(repository, index.name(p)) in running]] = True
+    return found
+
+
+def _session_of(repository: Repository, name: str) -> bytes | None:
+    try:
+        raw = repository.backend.get_range(name, 0, HEADER_SIZE)
+        return Header.decode(raw, Magic.PACK, repository.id, name).session
+    except RemetalError:
+        return None
 
 
 def _phase_one(

@@ -351,3 +351,41 @@ def test_what_stays_is_covered_by_parity_after_a_prune(tiny: Tiny, tmp_path: Pat
     assert packs(tiny) <= left
     assert f"images/{old}" not in left
     assert content(tiny.open(), tiny, new) == {"a": text}
+
+
+def test_a_capture_that_runs_for_days_keeps_what_it_stored(tiny: Tiny, tmp_path: Path) -> None:
+    """Its first packs are older than a day, and no index names them before it ends."""
+    store = Session._store_pack
+    made: list[Plan] = []
+
+    def slow(session: Session, kind: PackKind) -> None:
+        before = packs(tiny)
+        store(session, kind)
+        if packs(tiny) != before:
+            age(tiny, "packs", 20 * 3600)
+            made.append(prune(tiny)[0])
+
+    text = data()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Session, "_store_pack", slow)
+        image = tiny.add({"a": text}, tmp_path)
+    assert made
+    assert not any(each.condemn_packs for each in made)
+    assert content(tiny.open(), tiny, image) == {"a": text}
+
+
+def test_what_an_interrupted_capture_left_is_condemned_after_a_day(
+    tiny: Tiny, tmp_path: Path
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Session, "_store_indexes", _stop)
+        with pytest.raises(KeyboardInterrupt):
+            tiny.add({"a": data()}, tmp_path)
+    age(tiny, "packs", 20 * 3600)
+    assert not planned(tiny).condemn_packs
+    age(tiny, "packs", 5 * 3600)
+    assert {name for name, _ in planned(tiny).condemn_packs} == packs(tiny)
+
+
+def _stop(_session: Session) -> None:
+    raise KeyboardInterrupt
