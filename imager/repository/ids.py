@@ -1,6 +1,6 @@
 """Arrays of ids and digests (dtype V32): sorted, numbered and looked up many at a time."""
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,8 +33,9 @@ def order(ids: Ids, *minor: NDArray[np.uint32]) -> NDArray[np.intp]:
     is_tied[1:] |= is_same
     is_tied[:-1] |= is_same
     tied = found[is_tied]
-    columns = [words(ids[tied])[:, column].astype(np.uint64) for column in (3, 2, 1, 0)]
-    found[is_tied] = tied[np.lexsort([*(key[tied] for key in reversed(minor)), *columns])]
+    columns: list[NDArray[Any]] = [key[tied] for key in reversed(minor)]
+    columns += [words(ids[tied])[:, column].astype(np.uint64) for column in (3, 2, 1, 0)]
+    found[is_tied] = tied[np.lexsort(columns)]
     return found
 
 

@@ -6,7 +6,6 @@ searches over the first eight bytes of the ids, vectorised, and then compare all
 
 import copy
 import hashlib
-import mmap
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -19,9 +18,10 @@ from imager.errors import ObjectDamaged
 from imager.repository.chunk import CODEC_SHIFT, ID, ID_SIZE, PLAIN_MASK
 from imager.repository.crypto.sealing import open_once, seal_once
 from imager.repository.header import HEADER_SIZE, NO_KIND, Header, Magic, PackKind
-from imager.repository.ids import NOWHERE, Ids, distinct, find, heads, is_sorted, order, words
+from imager.repository.ids import NOWHERE, Ids, distinct, find, is_sorted, order, words
 from imager.repository.pack import Entries, object_name
-from imager.repository.scratch import Parted, scratch_file
+from imager.repository.scratch import Parted
+from imager.repository.sorted_rows import Found, SortedRows
 
 PREFIX: Final = "indexes/"
 ENTRY: Final = np.dtype(
@@ -30,12 +30,6 @@ ENTRY: Final = np.dtype(
 PACK: Final = np.dtype([("digest", "V32"), ("kind", "u1"), ("zero", "V7")])
 COUNTS: Final = struct.Struct("<II")
 MOST_ENTRIES: Final = 1 << 20
-_WINDOW: Final = 1 << 18
-# Each look-up in a mapped file may touch some pages; so many look-ups are answered between two
-# times that these are given back.
-_BATCH: Final = 1 << 10
-# Of so many rows one is in memory; a look-up finds the others side by side.
-_STRIDE: Final = 1 << 6
 _LABEL: Final = "index"
 _CLAIM: Final = np.dtype([("digest", ID), ("kind", "u1"), ("is_listed", "?")])
 
@@ -177,35 +171,20 @@ class Merger:
         """Return what all segments say together."""
         claims = np.concatenate(self._claims)
         digests, places = distinct(claims["digest"])
-        entries, fences, mapped = self._merge_rows(places.astype(np.uint32))
+        rows = SortedRows(
+            self._sorted(places.astype(np.uint32)), ENTRY, in_file=self._rows.is_spilled
+        )
         is_unlisted = np.ones(len(digests), dtype=bool)
         is_unlisted[places[claims["is_listed"]]] = False
         of_kind = {kind: np.zeros(len(digests), dtype=bool) for kind in PackKind}
         for kind, is_of_kind in of_kind.items():
             is_of_kind[places[claims["kind"] == kind]] = True
-        return Merged(digests, is_unlisted, of_kind, entries, fences, mapped)
+        return Merged(digests, is_unlisted, of_kind, rows)
 
-    def _merge_rows(
-        self, places: NDArray[np.uint32]
-    ) -> tuple[Entries, NDArray[np.uint64], mmap.mmap | None]:
-        def parts() -> Iterator[Entries]:
-            for _, rows in self._rows.parts():
-                rows["pack"] = places[rows["pack"]]
-                yield _each_once(rows)
-
-        if not self._rows.is_spilled:
-            entries = next(parts())
-            return entries, heads(entries["id"][::_STRIDE]), None
-        fences, count = [], 0
-        with scratch_file() as merged:
-            for rows in parts():
-                merged.write(rows.data)
-                fences.append(heads(rows["id"][-count % _STRIDE :: _STRIDE]))
-                count += len(rows)
-            merged.flush()
-            mapped = mmap.mmap(merged.fileno(), 0, prot=mmap.PROT_READ)
-        mapped.madvise(mmap.MADV_RANDOM)
-        return np.frombuffer(mapped, dtype=ENTRY), np.concatenate(fences), mapped
+    def _sorted(self, places: NDArray[np.uint32]) -> Iterator[Entries]:
+        for _, rows in self._rows.parts():
+            rows["pack"] = places[rows["pack"]]
+            yield _each_once(rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,17 +195,13 @@ class Merged:
         digests: SHA-256 of each pack, sorted; a pack's number is its place.
         is_unlisted: per pack, whether no index object names it.
         of_kind: for each kind, which packs are said to be of it.
-        entries: all rows sorted by id, each once; `pack` is a number.
-        fences: first eight bytes of the id of each `_STRIDE`th row, from the first on.
-        mapped: the file they lie in, if they do.
+        rows: dtype `ENTRY`, each once; `pack` is a number.
     """
 
     digests: Ids
     is_unlisted: NDArray[np.bool_]
     of_kind: dict[PackKind, NDArray[np.bool_]]
-    entries: Entries
-    fences: NDArray[np.uint64]
-    mapped: mmap.mmap | None
+    rows: SortedRows
 
 
 class Index:
@@ -247,39 +222,17 @@ class Index:
         self.digests = merged.digests
         self.is_unlisted = merged.is_unlisted
         self.of_kind = merged.of_kind
-        self._entries, self._mapped = merged.entries, merged.mapped
-        self._fences = merged.fences
-        self._looked_up = 0
-        rows = self._entries.view(np.uint8).reshape(len(self._entries), ENTRY.itemsize)
-        # The first eight bytes of each id, where they lie.
-        self._keys = rows[:, :8].view(">u8")[:, 0]
+        self._rows = merged.rows
 
     def __len__(self) -> int:
-        return len(self._entries)
-
-    @property
-    def entries(self) -> Entries:
-        """All rows, dtype `ENTRY`, sorted by id; `pack` is a pack's number."""
-        return self._entries
+        return len(self._rows)
 
     def windows(self) -> Iterator[Entries]:
-        """Yield all rows in order, some at a time; of a mapped file only those stay in memory.
+        """Yield all rows (dtype `ENTRY`, sorted by id; `pack` is a pack's number), some at a time.
 
-        Rows whose ids begin alike are never parted.
+        Rows whose ids begin with the same eight bytes are never parted.
         """
-        start, count = 0, len(self._keys)
-        while start < count:
-            end = min(start + _WINDOW, count)
-            while end < count and self._keys[end] == self._keys[end - 1]:
-                end += 1
-            yield self._entries[start:end]
-            start = end
-            self._give_back()
-
-    def _give_back(self) -> None:
-        """Let the kernel take back the pages of a mapped file; they are read again when needed."""
-        if self._mapped is not None:
-            self._mapped.madvise(mmap.MADV_DONTNEED)
+        return self._rows.windows()
 
     def _is_known(self, pack: int) -> bool:
         return any(of_kind[pack] for of_kind in self.of_kind.values())
@@ -318,42 +271,17 @@ class Index:
 
         Packs are given by their numbers.
         """
-        if len(ids) > _BATCH:
-            parts = [ids[start : start + _BATCH] for start in range(0, len(ids), _BATCH)]
-            return np.concatenate([self.holders(part, kind) for part in parts])
         found = np.full(len(ids), NOWHERE, dtype=np.int64)
-        keys, wanted = heads(ids), words(ids)
-        rows = self._first_rows(keys)
-        asked = np.arange(len(ids))
-        # Rows that begin alike lie side by side; hardly ever there is more than one.
-        while len(asked):
-            asked = asked[rows[asked] < len(self._keys)]
-            asked = asked[self._keys[rows[asked]] == keys[asked]]
-            rows_now = self._entries[rows[asked]]
-            right = self.of_kind[kind][rows_now["pack"]]
-            right &= (words(rows_now["id"]) == wanted[asked]).all(axis=1)
-            found[asked[right]] = rows_now["pack"][right]
-            asked = asked[~right]
-            rows[asked] += 1
+        for part in self.rows_of(ids):
+            right = self.of_kind[kind][part.rows["pack"]]
+            found[part.owners[right]] = part.rows["pack"][right]
         return found
 
-    def _first_rows(self, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
-        """Return for each key the first row whose id does not begin with less."""
-        self._looked_up += len(keys)
-        if self._looked_up > _BATCH:
-            self._give_back()
-            self._looked_up = 0
-        after = np.searchsorted(self._fences, keys)
-        low = np.maximum(after - 1, 0) * _STRIDE
-        high = np.minimum(after * _STRIDE, len(self._keys))
-        for _ in range(_STRIDE.bit_length()):
-            middle = (low + high) >> 1
-            is_less = np.zeros(len(keys), dtype=bool)
-            is_open = low < high
-            is_less[is_open] = self._keys[middle[is_open]] < keys[is_open]
-            low = np.where(is_less, middle + 1, low)
-            high = np.where(is_open & ~is_less, middle, high)
-        return low
+    def rows_of(self, ids: Ids) -> Iterator[Found]:
+        """Yield all rows of some ids (dtype V32)."""
+        for part in self._rows.beginning_as(ids):
+            right = (words(part.rows["id"]) == words(ids[part.owners])).all(axis=1)
+            yield Found(part.numbers[right], part.owners[right], part.rows[right])
 
     def without(self, names: Iterable[str]) -> "Index":
         """Return an index that finds nothing in these packs; the numbers of packs stay."""
@@ -387,47 +315,20 @@ class Index:
             np.maximum.at(ends, rows["pack"], rows["offset"].astype(np.uint64) + rows["length"])
         return ends
 
-    def rows_of(self, ids: Ids) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-        """Return where the rows of some ids are in `entries`, and whose each of them is.
-
-        Returns:
-            Numbers of rows, and for each the place of its id in `ids`. Rows of other ids that begin
-            with the same eight bytes may be among them.
-        """
-        keys = heads(ids)
-        first = self._first_rows(keys)
-        rows, owners = [], []
-        asked = np.arange(len(ids))
-        while len(asked):
-            asked = asked[first[asked] < len(self._keys)]
-            asked = asked[self._keys[first[asked]] == keys[asked]]
-            rows.append(first[asked])
-            owners.append(asked)
-            first[asked] += 1
-        return np.concatenate([np.empty(0, np.intp), *rows]), np.concatenate(
-            [np.empty(0, np.intp), *owners]
-        )
-
     def locations(self, identity: bytes) -> list[Location]:
         """Return every copy of an id; empty when there is none."""
-        key = int.from_bytes(identity[:8], "big")
-        first = int(self._first_rows(np.array([key], dtype=np.uint64))[0])
-        found = []
-        while first < len(self._keys) and int(self._keys[first]) == key:
-            row = self._entries[first]
-            if row["id"].tobytes() == identity and self._is_known(int(row["pack"])):
-                packed = int(row["plain"])
-                found.append(
-                    Location(
-                        int(row["pack"]),
-                        int(row["offset"]),
-                        int(row["length"]),
-                        packed & PLAIN_MASK,
-                        packed >> CODEC_SHIFT,
-                    )
-                )
-            first += 1
-        return found
+        return [
+            Location(
+                int(row["pack"]),
+                int(row["offset"]),
+                int(row["length"]),
+                int(row["plain"]) & PLAIN_MASK,
+                int(row["plain"]) >> CODEC_SHIFT,
+            )
+            for part in self.rows_of(np.frombuffer(identity, dtype=ID))
+            for row in part.rows
+            if self._is_known(int(row["pack"]))
+        ]
 
 
 def _each_once(entries: Entries) -> Entries:

@@ -40,6 +40,22 @@ def scratch_file() -> BinaryIO:
         raise OutputError(f"there is no place for the index of the repository: {error}") from error
 
 
+def write(file: BinaryIO, rows: Rows) -> None:
+    """Append rows to a scratch file; `pread` finds them when this returns.
+
+    Raises:
+        OutputError: there is no room for them.
+    """
+    try:
+        file.write(rows.data)
+        file.flush()
+    except OSError as error:
+        raise OutputError(
+            f"there is no room for the index of the repository: {error}",
+            hint="It goes below $XDG_CACHE_HOME, else ~/.cache; make room there, or set it elsewhere.",
+        ) from error
+
+
 class Parted:
     """Rows of one type, read back in parts by their first byte; for one thread.
 
@@ -107,11 +123,5 @@ class Parted:
             if length:
                 places.append((start, length))
             start += length
-        try:
-            self._file.write(rows.data)
-            self._file.flush()
-        except OSError as error:
-            raise OutputError(
-                f"there is no room for the index of the repository: {error}"
-            ) from error
+        write(self._file, rows)
         self._pieces, self._count = [], 0

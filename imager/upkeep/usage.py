@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from imager.errors import ObjectDamaged, RemetalError
 from imager.repository.header import PackKind
-from imager.repository.ids import Ids, begins, heads, words
+from imager.repository.ids import Ids, begins, heads
 from imager.repository.image import PREFIX, SealedImage, VolumeSummary
 from imager.repository.index import Index
 from imager.repository.keyring import GroupKeys
@@ -74,12 +74,10 @@ class Usage:
 
     def are_kept(self, pack: int, ids: Ids) -> NDArray[np.bool_]:
         """Return which of some ids (dtype V32) are kept in a pack."""
-        rows, owners = self._index.rows_of(ids)
-        found = self._index.entries[rows]
-        right = (found["pack"] == pack) & (self._marks[rows] & _ANY_KEPT != 0)
-        right &= (words(found["id"]) == words(ids[owners])).all(axis=1)
         named = np.zeros(len(ids), dtype=bool)
-        named[owners[right]] = True
+        for part in self._index.rows_of(ids):
+            is_kept = self._marks[part.numbers] & _ANY_KEPT != 0
+            named[part.owners[is_kept & (part.rows["pack"] == pack)]] = True
         return named
 
     def given_up(self, packs: Sequence[int]) -> Iterator[GivenUp]:

@@ -1,5 +1,6 @@
 """The index: look-ups of many ids at once, and what a capture that was killed had stored."""
 
+import itertools
 import multiprocessing
 import os
 import random
@@ -13,9 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imager.errors import ContentRemoved, ObjectMissing
-from imager.repository import index as index_format
 from imager.repository import pack as pack_format
-from imager.repository import scratch
+from imager.repository import scratch, sorted_rows
 from imager.repository.backend.directory import DirectoryBackend
 from imager.repository.backend.protocol import Buffer, Entry
 from imager.repository.header import PackKind, StatementKind
@@ -67,9 +67,10 @@ def test_holders(
         assert number in right if right else number == NOWHERE
 
 
+@pytest.mark.parametrize("window", [7, 700])
 @pytest.mark.parametrize("place", ["cache", "nowhere to write"])
 def test_an_index_in_a_file_equals_one_in_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, window: int
 ) -> None:
     chance = random.Random(1)
     ids = [chance.randbytes(32) for _ in range(3000)]
@@ -84,15 +85,18 @@ def test_an_index_in_a_file_equals_one_in_memory(
     cache = tmp_path / ("cache" if place == "cache" else "file")
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     monkeypatch.setattr(scratch, "MANY_ROWS", 1000)
-    monkeypatch.setattr(index_format, "_WINDOW", 700)
-    monkeypatch.setattr(index_format, "_BATCH", 64)
+    monkeypatch.setattr(sorted_rows, "_WINDOW", window)
+    monkeypatch.setattr(sorted_rows, "_BATCH", 64)
     big = Index(segments)
-    assert small._mapped is None
-    assert big._mapped is not None
-    assert big.entries.tobytes() == small.entries.tobytes()
+    assert not small._rows.in_file
+    assert big._rows.in_file
     assert big.digests.tolist() == small.digests.tolist()
     assert big.sizes_needed().tolist() == small.sizes_needed().tolist()
-    assert b"".join(rows.tobytes() for rows in big.windows()) == big.entries.tobytes()
+    windows = list(big.windows())
+    assert len(windows) > 3
+    assert np.concatenate(windows).tobytes() == np.concatenate([*small.windows()]).tobytes()
+    edges = itertools.pairwise(windows)
+    assert all(one["id"][-1].tobytes()[:8] < two["id"][0].tobytes()[:8] for one, two in edges)
     asked = np.array([*ids, *(chance.randbytes(32) for _ in range(999))], dtype="V32")
     for kind in PackKind:
         assert big.holders(asked, kind).tolist() == small.holders(asked, kind).tolist()

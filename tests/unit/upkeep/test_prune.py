@@ -245,7 +245,8 @@ def test_an_index_that_lies_removes_nothing(tiny: Tiny, tmp_path: Path) -> None:
     index, _ = repository.load_index(keys)
     is_old = index.are(old_packs)
     target = int(np.flatnonzero(is_old & index.of_kind[PackKind.DATA])[0])
-    rows = index.entries[~is_old[index.entries["pack"]]]
+    (entries,) = index.windows()
+    rows = entries[~is_old[entries["pack"]]]
     lie = np.zeros(len(rows), dtype=pack.ENTRY)
     for field in ("id", "length", "plain"):
         lie[field] = rows[field]

@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from imager.repository import index as index_format
-from imager.repository import pack, scratch
+from imager.repository import pack, scratch, sorted_rows
 from imager.repository.header import PackKind
 from imager.repository.image import SealedImage
 from imager.repository.index import Index
@@ -59,7 +58,7 @@ def test_usage_agrees_with_a_simple_reference(
         kept.append(tiny.add({"a": shared[:600_000], "c": data(300_000)}, tmp_path))
     if place == "scratch files":
         monkeypatch.setattr(scratch, "MANY_ROWS", 7)
-        monkeypatch.setattr(index_format, "_WINDOW", 5)
+        monkeypatch.setattr(sorted_rows, "_WINDOW", 5)
     repository = tiny.open()
     keys = repository.credential_keys(tiny.credential)
     index, _ = repository.load_index(keys)
@@ -74,7 +73,9 @@ def test_usage_agrees_with_a_simple_reference(
     assert usage.live.tolist() == live
     assert usage.dead.tolist() == dead
     assert usage.kept.tolist() == [len(ids) for ids in kept_ids]
-    every = np.unique(index.entries["id"].view("S32")).view("V32")
+    every = np.unique(np.concatenate([rows["id"] for rows in index.windows()]).view("S32")).view(
+        "V32"
+    )
     every = np.append(every, np.frombuffer(os.urandom(32), dtype="V32"))
     for number, ids in enumerate(kept_ids):
         assert {row.tobytes() for row in every[usage.are_kept(number, every)]} == ids
@@ -92,7 +93,11 @@ def reference(
     index: Index, wanted: set[Key], rank: np.ndarray
 ) -> tuple[list[int], list[int], list[set[bytes]], set[tuple[int, bytes, int]]]:
     keeper: dict[Key, int] = {}
-    rows = [(row["id"].tobytes(), int(row["pack"]), int(row["length"])) for row in index.entries]
+    rows = [
+        (row["id"].tobytes(), int(row["pack"]), int(row["length"]))
+        for part in index.windows()
+        for row in part
+    ]
     kind_of = [
         next(kind for kind in PackKind if index.of_kind[kind][number])
         for number in range(len(index.digests))

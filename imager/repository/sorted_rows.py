@@ -1,0 +1,124 @@
+"""Rows sorted by id, in memory or in a file, of which a look-up reads one short run.
+
+The file is read with `pread`, not mapped: kernels map far more around a page that is touched than
+was asked for (since Linux 6.18 whole large folios), so random look-ups in a mapped file of some
+gigabytes soon have all of it in the memory of the process.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, BinaryIO, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from imager.repository.ids import heads
+from imager.repository.scratch import Rows, scratch_file, write
+
+# Of so many rows the head of one is in memory; a look-up reads those after it.
+_STRIDE: Final = 1 << 6
+_WINDOW: Final = 1 << 18
+# So many look-ups are answered at once; each reads `_STRIDE` rows.
+_BATCH: Final = 1 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Rows whose ids begin as some that were asked for.
+
+    Attributes:
+        numbers: of the rows, from 0.
+        owners: for each, the place of the id that was asked for.
+        rows: the rows.
+    """
+
+    numbers: NDArray[np.intp]
+    owners: NDArray[np.intp]
+    rows: Rows
+
+
+class SortedRows:
+    """Rows whose first field is an `id` (32 bytes), sorted by it; safe from any thread.
+
+    Args:
+        parts: the rows in order.
+        dtype: of them.
+        in_file: whether they go to a scratch file; else there is one part.
+
+    Raises:
+        OutputError: there is no room for a scratch file.
+    """
+
+    def __init__(self, parts: Iterable[Rows], dtype: np.dtype[Any], *, in_file: bool) -> None:
+        self._dtype = dtype
+        self._file: BinaryIO | None = scratch_file() if in_file else None
+        self._rows: Rows = np.empty(0, dtype=dtype)
+        self._count = 0
+        fences = []
+        for rows in parts:
+            fences.append(heads(rows["id"][-self._count % _STRIDE :: _STRIDE]))
+            self._count += len(rows)
+            if self._file is None:
+                self._rows = rows
+            else:
+                write(self._file, rows)
+        self._fences = np.concatenate([np.empty(0, dtype=np.uint64), *fences])
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def in_file(self) -> bool:
+        """Whether they lie in a file."""
+        return self._file is not None
+
+    def windows(self) -> Iterator[Rows]:
+        """Yield all rows in order, some at a time; those whose ids begin alike are never parted."""
+        start, size = 0, _WINDOW
+        while start < self._count:
+            rows = self._read(start, min(size, self._count - start))
+            last = heads(rows["id"][-1:])
+            end = len(rows)
+            if start + end < self._count:
+                end = int(np.searchsorted(heads(rows["id"]), last)[0])
+            size = _WINDOW if end else 2 * size
+            if end:
+                yield rows[:end]
+            start += end
+
+    def beginning_as(self, ids: NDArray[np.void]) -> Iterator[Found]:
+        """Yield all rows whose ids have the first eight bytes of one of some ids (dtype V32)."""
+        for start in range(0, len(ids), _BATCH):
+            keys = heads(ids[start : start + _BATCH])
+            blocks = np.maximum(np.searchsorted(self._fences, keys) - 1, 0)
+            asked = np.flatnonzero(blocks < len(self._fences))
+            while len(asked):
+                numbers, rows = self._blocks(blocks[asked])
+                hits = (heads(rows["id"]).reshape(len(asked), -1) == keys[asked, None]).ravel()
+                hits &= numbers < self._count
+                owners = np.repeat(asked, _STRIDE)[hits]
+                yield Found(numbers[hits], start + owners, rows[hits])
+                # Hardly ever they go on in the next block.
+                blocks[asked] += 1
+                asked = asked[blocks[asked] < len(self._fences)]
+                asked = asked[self._fences[blocks[asked]] <= keys[asked]]
+
+    def _read(self, start: int, count: int) -> Rows:
+        if self._file is None:
+            return self._rows[start : start + count]
+        size = self._dtype.itemsize
+        data = os.pread(self._file.fileno(), count * size, start * size)
+        return np.frombuffer(data, dtype=self._dtype)
+
+    def _blocks(self, blocks: NDArray[np.intp]) -> tuple[NDArray[np.intp], Rows]:
+        """Return numbers and rows of some blocks; those after the last row are of no meaning."""
+        numbers = (blocks[:, None] * _STRIDE + np.arange(_STRIDE)).ravel()
+        if self._file is None:
+            return numbers, self._rows[np.minimum(numbers, self._count - 1)]
+        rows = np.zeros(len(numbers), dtype=self._dtype)
+        view, size = rows.view(np.uint8).data, _STRIDE * self._dtype.itemsize
+        descriptor = self._file.fileno()
+        for place, block in enumerate(blocks.tolist()):
+            os.preadv(descriptor, [view[place * size : (place + 1) * size]], block * size)
+        return numbers, rows
