@@ -290,10 +290,13 @@ class Index:
         found.of_kind = {kind: of_kind & kept for kind, of_kind in self.of_kind.items()}
         return found
 
-    def unlisted_among(self, packs: Iterable[int]) -> list[tuple[bytes, PackKind, Entries]]:
-        """Return those of some packs that no index names, each with its rows (dtype `ENTRY`)."""
-        wanted = np.unique(np.fromiter(packs, dtype=np.uint32))
-        wanted = wanted[self.is_unlisted[wanted]]
+    def unlisted_among(self, packs: NDArray[np.bool_]) -> list[tuple[bytes, PackKind, Entries]]:
+        """Return the packs that no index names, each with its rows (dtype `ENTRY`).
+
+        Args:
+            packs: for each pack, whether it is meant.
+        """
+        wanted = np.flatnonzero(packs & self.is_unlisted)
         if not len(wanted):
             return []
         rows = np.concatenate([rows[np.isin(rows["pack"], wanted)] for rows in self.windows()])

@@ -91,7 +91,7 @@ class Session:
         self.identify = Identifier(self._keys.chunk_id_key).identify
         self._index, self.problems = repository.load_index(self._keys)
         self._forget_packs()
-        self._relied: set[int] = set()
+        self._relied = np.zeros(len(self._index.digests), dtype=bool)
         self._claimed: set[bytes] = set()
         self._lock = threading.Lock()
         self._shelves = {kind: _Shelf() for kind in _HOLDING}
@@ -172,12 +172,14 @@ class Session:
     def _relied_packs_in_doubt(self, current: Repository) -> tuple[set[str], set[str]]:
         """Return which packs that this image counts on are gone, and which others may go."""
         backend = current.backend
-        names = {self._index.name(number) for number in self._relied}
         # Its own packs, that no image needs yet, a prune may have taken for left behind.
-        names |= {object_name(row[0]) for shelf in self._shelves.values() for row in shelf.stored}
-        vanishing = names & read_removals(current).vanishing_packs(backend.now())
+        own = {object_name(row[0]) for shelf in self._shelves.values() for row in shelf.stored}
+        named = read_removals(current).vanishing_packs(backend.now())
+        vanishing = own & named | set(self._index.names(self._relied & self._index.are(named)))
         # No clock of a machine that may sleep tells whether a statement came and went meanwhile.
-        gone = current.list_packs().absent(names)
+        listing = current.list_packs()
+        gone = listing.absent(own)
+        gone |= set(self._index.names(self._relied & ~listing.has(self._index.digests)))
         return gone, vanishing - gone
 
     @property
@@ -194,7 +196,7 @@ class Session:
         holders = self._index.holders(ids)
         claimed = []
         with self._lock:
-            self._relied.update(np.unique(holders[holders != NOWHERE]).tolist())
+            self._relied[holders[holders != NOWHERE]] = True
             for identity, is_new in zip(identities, holders == NOWHERE, strict=True):
                 claimed.append(bool(is_new) and identity not in self._claimed)
                 if claimed[-1]:
@@ -270,7 +272,7 @@ class Session:
     def _is_stored(self, identity: bytes, kind: PackKind) -> bool:
         places = self._index.locations_in(identity, kind)
         if places:
-            self._relied.add(places[0].pack)
+            self._relied[places[0].pack] = True
         return bool(places)
 
     def _header(self, magic: Magic, kind: int, envelope_length: int) -> Header:
