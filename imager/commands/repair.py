@@ -13,8 +13,9 @@ from imager.errors import (
     RepositoryError,
     UsageError,
 )
+from imager.repository.backend.opening import open_backend
 from imager.repository.keyring import GroupKeys
-from imager.repository.repository import Repository, open_backend
+from imager.repository.repository import Repository
 from imager.upkeep import repair as work
 from imager.upkeep.repair_scan import total_bytes
 from imager.upkeep.repair_touched import Broken, Touched

@@ -49,7 +49,7 @@ from imager.repository import image as image_format
 from imager.repository import index as index_format
 from imager.repository import pack as pack_format
 from imager.repository import statement as statements
-from imager.repository.backend.directory import DirectoryBackend
+from imager.repository.backend.opening import open_backend
 from imager.repository.backend.protocol import Backend
 from imager.repository.configuration import (
     CONFIG_NAME,
@@ -97,21 +97,6 @@ class Problem:
 def now() -> str:
     """Return the time as the format writes it: RFC 3339 in UTC, to the second."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def open_backend(location: str) -> Backend:
-    """Return the backend for a location.
-
-    Raises:
-        UsageError: no backend of this version serves such a location.
-    """
-    scheme, separator, _ = location.partition("://")
-    if separator:
-        raise UsageError(
-            f"repositories at {scheme}:// can't be reached by this version",
-            hint="Give a directory.",
-        )
-    return DirectoryBackend(Path(location))
 
 
 @dataclass(frozen=True, slots=True)
