@@ -16,8 +16,9 @@ from imager.errors import (
 from imager.repository.keyring import GroupKeys
 from imager.repository.repository import Repository, open_backend
 from imager.upkeep import repair as work
-from imager.upkeep.repair_scan import total_bytes
-from imager.upkeep.repair_touched import Broken, Touched
+from imager.upkeep.repair_images import Broken, Touched
+from imager.upkeep.repair_scan import State, total_bytes
+from imager.upkeep.repair_sources import Source
 
 
 @click.command()
@@ -70,14 +71,14 @@ def repair(
     if dry_run:
         out.document({"dry_run": True, **_document(plan, None, plan.broken, None)})
         return
-    result = work.execute(backend, copies, keys_of, plan)
+    result = work.execute(backend, keys_of, plan)
     broken, touched = work.touched_by(backend, plan, result, keys_of)
     out.document({"dry_run": False, **_document(plan, result, broken, touched)})
     for name in result.names:
         out.say(f"{name}: is whole again")
     for name, error in result.failed:
         out.say(f"{name}: {error.message}")
-    if not broken:
+    if not broken and not touched:
         out.say("All is well.")
         return
     raise _incomplete(out, broken, touched)
@@ -87,7 +88,7 @@ def _incomplete(
     out: Output, broken: tuple[Broken, ...], touched: tuple[Touched, ...] | None
 ) -> RepositoryError:
     for item in broken:
-        out.say(f"{item.name} is {item.state} and can't be brought back")
+        out.say(f"{item.name} is {item.state}: {_why_not(item)}")
     text = f"{len(broken)} objects could not be brought back"
     if touched is None:
         return RepairIncomplete(
@@ -112,7 +113,7 @@ def _tell_plan(out: Output, plan: work.RepairPlan) -> None:
     for name in plan.stashes:
         out.say(f"finish {name}, which an interrupted repair left")
     for step in plan.steps:
-        place = step.place[:16] if step.source is work.Source.PARITY else step.place
+        place = step.place[:16] if step.source is Source.PARITY else step.place
         out.say(f"{step.name} is {step.state}: bring it back from {step.source} {place}")
     for group in plan.shares:
         out.say(f"make the parity of group {group.table.id.hex()[:16]} again")
@@ -121,7 +122,16 @@ def _tell_plan(out: Output, plan: work.RepairPlan) -> None:
     if plan.rebuild_index:
         out.say("make indexes again from the packs")
     for item in plan.broken:
-        out.say(f"{item.name} is {item.state}: there is nothing to bring it back from")
+        out.say(f"{item.name} is {item.state}: {_why_not(item)}")
+
+
+def _why_not(item: Broken) -> str:
+    if item.state is State.UNREADABLE:
+        return (
+            f"is left alone ({item.reason}); if the storage has lost it for good, move it away and "
+            "repair again"
+        )
+    return item.reason or "there is nothing to bring it back from"
 
 
 def _document(
@@ -140,7 +150,9 @@ def _document(
         "parity_groups_made_again": len(plan.shares),
         "rebuild_index": plan.rebuild_index,
         "repaired": [] if result is None else list(result.names),
-        "broken": [{"object": item.name, "state": item.state} for item in broken],
+        "broken": [
+            {"object": item.name, "state": item.state, "reason": item.reason} for item in broken
+        ],
         "touched": None
         if touched is None
         else [
