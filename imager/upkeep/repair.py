@@ -236,7 +236,7 @@ def _look(
         else:
             break
     for name in offered:
-        if not repair_index.packs_named(repository, keys, name) & sources.steps.keys():
+        if not repair_index.is_useful(repository, keys, name, images.missing):
             sources.withdraw(name)
     gone = {
         name
