@@ -4,15 +4,9 @@ from pathlib import Path
 
 import click
 
-from imager.commands.secrets import credential_option, load_group_keys, recovery_options
+from imager.commands.secrets import credential_option, load_keys_if_any, recovery_options
 from imager.console import Output, verb
-from imager.errors import (
-    CredentialNeeded,
-    RecoveryKeyNeeded,
-    RepairIncomplete,
-    RepositoryError,
-    UsageError,
-)
+from imager.errors import RepairIncomplete, RepositoryError, UsageError
 from imager.repository.keyring import GroupKeys
 from imager.repository.repository import Repository, open_backend
 from imager.upkeep import repair as work
@@ -59,11 +53,15 @@ def repair(
     if any(copy.location == backend.location for copy in copies):
         raise UsageError("a repository is no copy of itself")
 
+    keys: list[GroupKeys | None] = []
+
     def keys_of(repository: Repository) -> GroupKeys | None:
-        try:
-            return load_group_keys(out, repository, credential, recovery_key, passphrase_file)
-        except (CredentialNeeded, RecoveryKeyNeeded):
-            return None
+        """Ask once: the plan does when every generation that comes back is known."""
+        if not keys:
+            keys.append(
+                load_keys_if_any(out, repository, credential, recovery_key, passphrase_file)
+            )
+        return keys[0]
 
     with out.progress("repair", total_bytes(backend)) as advance:
         plan = work.plan(backend, copies, keys_of, advance)
