@@ -273,13 +273,8 @@ class GroupSolver:
         whole = bytearray()
         for row in range(blocks_of(member.length)):
             width = min(BLOCK, member.length - row * BLOCK)
-            if row in self._bad[number]:
-                whole += self._solve_row(number, row, reader)[:width]
-            else:
-                block = self._block(number, row, reader)
-                if block is None:
-                    raise ObjectDamaged(f"{name} changed while it was repaired")
-                whole += block
+            block = None if row in self._bad[number] else self._block(number, row, reader)
+            whole += self._solve_row(number, row, reader)[:width] if block is None else block
         if hashlib.sha256(whole).digest() != member.digest:
             raise ObjectDamaged(f"parity of {name} does not give what it says")
         return bytes(whole)

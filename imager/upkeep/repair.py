@@ -316,8 +316,6 @@ def _plan_parity(
         names = set(group.shares.values())
         known |= names
         whole = len(names) == group.table.shares and names <= found.intact
-        # What can't be read may be whole.
-        whole |= not names <= found.intact | found.damaged
         if not whole and not any(member.name in unsolved for member in group.table.members):
             again.append(group)
     rotten = {name for name in found.damaged if name.startswith(parity_object.PREFIX)}
@@ -349,7 +347,7 @@ def execute(backend: Backend, keys_of: KeysOf, made_plan: RepairPlan) -> Repaire
             failed.append((step.name, error))
         else:
             done.append(step.name)
-    done += make_shares_again(backend, verifier, made_plan.shares, failed)
+    done += make_shares_again(backend, made_plan.found, made_plan.shares, failed)
     clear_stashes(backend, verifier, made_plan.gone)
     # What can't be read now may be good all the same, and the only way back to what is still broken.
     if not made_plan.broken and not failed:

@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 from imager.errors import ObjectDamaged, RemetalError
 from imager.repository.backend.protocol import Backend
 from imager.upkeep.parity_shares import StoredGroup, make_shares, read_groups
-from imager.upkeep.repair_scan import STASH, State, Verifier
+from imager.upkeep.repair_scan import STASH, Scan, State, Verifier
 
 Failed = list[tuple[str, RemetalError]]
 
@@ -65,12 +65,14 @@ def drop(backend: Backend, verifier: Verifier, names: Sequence[str]) -> list[str
 
 
 def make_shares_again(
-    backend: Backend, verifier: Verifier, groups: Sequence[StoredGroup], failed: Failed
+    backend: Backend, found: Scan, groups: Sequence[StoredGroup], failed: Failed
 ) -> list[str]:
     """Make the parity of groups again of which shares are lost or damaged; return their names.
 
-    A group of which no share is left was dissolved meanwhile.
+    A group of which no share is left was dissolved meanwhile. Shares that the scan could not read
+    are left alone.
     """
+    verifier = found.verifier
     done: list[str] = []
     there = read_groups(backend, verifier.repository)[0] if groups else {}
     for group in groups:
@@ -84,7 +86,7 @@ def make_shares_again(
             failed.append((f"parity group {table.id.hex()[:16]}", reason))
             continue
         for name, (prefix, body) in made.objects:
-            if verifier.state_at(backend, name) is State.INTACT:
+            if name in found.unreadable or verifier.state_at(backend, name) is State.INTACT:
                 continue
             try:
                 put_back(backend, verifier, name, prefix + body)
