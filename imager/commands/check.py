@@ -161,6 +161,11 @@ def _tell(out: Output, report: Report) -> None:
         out.say(
             f"{len(report.strange)} files are no objects of a repository, such as {report.strange[0]}."
         )
+    if report.rotten_removals:
+        out.say(
+            f"{len(report.rotten_removals)} statements of removals have rotted, such as "
+            f"{report.rotten_removals[0]}. No image needs them; `remetal repair` lets them go."
+        )
     if report.progress is not None:
         out.say(_round(report.progress))
     if report.findings:
@@ -187,6 +192,7 @@ def _document(report: Report) -> dict[str, object]:
         "orphan_bytes": report.orphan_bytes,
         "unopened_packs": report.unopened_packs,
         "strange": report.strange,
+        "rotten_removals": report.rotten_removals,
         "round": None if progress is None else {**asdict(progress), "percent": progress.percent},
         "findings": [
             {

@@ -6,7 +6,7 @@ import click
 
 from imager.commands.secrets import credential_option, load_keys_if_any, recovery_options
 from imager.console import Output, verb
-from imager.errors import RepairIncomplete, RepositoryError, UsageError
+from imager.errors import ChecksFailed, RepairIncomplete, RepositoryError, UsageError
 from imager.repository.keyring import GroupKeys
 from imager.repository.repository import Repository, open_backend
 from imager.upkeep import repair as work
@@ -67,7 +67,10 @@ def repair(
         plan = work.plan(backend, copies, keys_of, advance)
     _tell_plan(out, plan)
     if dry_run:
-        out.document({"dry_run": True, **_document(plan, None, plan.broken, None)})
+        out.document({"dry_run": True, **_document(plan, None, plan.broken, plan.touched)})
+        if plan.mends or plan.broken or plan.touched:
+            raise _unwell(repo, plan)
+        out.say("All is well.")
         return
     result = work.execute(backend, keys_of, plan)
     broken, touched = work.touched_by(backend, plan, result, keys_of)
@@ -80,6 +83,15 @@ def repair(
         out.say("All is well.")
         return
     raise _incomplete(out, broken, touched)
+
+
+def _unwell(repo: str, plan: work.RepairPlan) -> ChecksFailed:
+    count = len(plan.broken)
+    return ChecksFailed(
+        f"{len(plan.steps)} objects would be brought back, {count} would stay broken"
+        + (f", {len(plan.touched)} images would stay touched" if plan.touched else ""),
+        hint=f"Nothing was written. `remetal repair {repo}` does what it can.",
+    )
 
 
 def _incomplete(
@@ -117,6 +129,11 @@ def _tell_plan(out: Output, plan: work.RepairPlan) -> None:
         out.say(f"make the parity of group {group.table.id.hex()[:16]} again")
     if plan.new_parity:
         out.say(f"replace {len(plan.new_parity)} unreadable parity objects")
+    if plan.rotten_removals:
+        out.say(
+            f"{len(plan.rotten_removals)} statements of removals have rotted; no image needs them, "
+            "and they go when they are a day old"
+        )
     if plan.rebuild_index:
         out.say("make indexes again from the packs")
     for item in plan.broken:
@@ -146,6 +163,7 @@ def _document(
             for s in plan.steps
         ],
         "parity_groups_made_again": len(plan.shares),
+        "rotten_removals": list(plan.rotten_removals),
         "rebuild_index": plan.rebuild_index,
         "repaired": [] if result is None else list(result.names),
         "broken": [

@@ -14,8 +14,10 @@ from typing import Final
 
 from imager.errors import ObjectMissing, RemetalError
 from imager.repository import image as image_format
+from imager.repository import statement as statements
 from imager.repository.configuration import CONFIG_NAME
 from imager.repository.keyring import GroupKeys
+from imager.repository.removals import is_rotten
 from imager.repository.repository import Repository
 from imager.repository.retrieval import OpenImage, Unlocked
 from imager.upkeep.check_ciphertext import Judge, is_known
@@ -84,6 +86,13 @@ def check(
     if judge.identity != repository.id:
         message = f"{CONFIG_NAME} is not the one that the other objects were made for"
         walked.bad.setdefault(CONFIG_NAME, Bad(CONFIG_NAME, message))
+    rotten = {
+        name
+        for name in walked.bad
+        if name.startswith(statements.REMOVALS) and is_rotten(repository.backend, name)
+    }
+    for name in rotten:
+        del walked.bad[name]
     report = Report(
         depth,
         None,
@@ -94,6 +103,7 @@ def check(
         unopened_packs=opening.unopened if opening else 0,
         strange=strange,
         progress=progress,
+        rotten_removals=tuple(sorted(rotten)),
     )
     if keys is None:
         return replace(report, findings=_without_keys(repository, walked))
@@ -111,6 +121,7 @@ def _with_structure(report: Report, structure: Structure) -> Report:
         findings=tuple(structure.findings[name] for name in sorted(structure.findings)),
         orphan_packs=len(structure.orphans),
         orphan_bytes=sum(structure.orphans.values()),
+        rotten_removals=tuple(sorted({*report.rotten_removals, *structure.rotten_removals})),
     )
 
 

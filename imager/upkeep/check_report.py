@@ -113,6 +113,8 @@ class Report:
             captures after its removal); their bytes were compared, nothing was opened.
         strange: names of objects that the format does not know; they were not read.
         progress: of the round; None without a budget.
+        rotten_removals: statements of removals that have rotted; no damage, for no image needs
+            them, and repair lets them go.
     """
 
     depth: Depth
@@ -126,3 +128,4 @@ class Report:
     unopened_packs: int = 0
     strange: tuple[str, ...] = ()
     progress: Progress | None = None
+    rotten_removals: tuple[str, ...] = ()

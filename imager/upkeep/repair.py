@@ -29,10 +29,11 @@ from imager.repository import image as image_format
 from imager.repository import index as index_format
 from imager.repository import pack as pack_format
 from imager.repository import parity_object
+from imager.repository import statement as statements
 from imager.repository.backend.protocol import Backend
 from imager.repository.configuration import CONFIG_NAME
 from imager.repository.keyring import GroupKeys
-from imager.repository.removals import read_removals
+from imager.repository.removals import KEEP_REMOVED, read_removals
 from imager.repository.repository import Repository
 from imager.upkeep import parity, repair_index
 from imager.upkeep.parity_shares import StoredGroup
@@ -71,6 +72,8 @@ class RepairPlan:
             anew without them.
         rebuild_index: whether index objects are made from the directories of packs.
         drop_indexes: damaged indexes that go once the rebuilt ones are durable.
+        rotten_removals: statements of removals that nothing brings back; no image needs them, and
+            those a day old go.
         broken: what can't be brought back.
         touched: images that can't be restored whole when all is done; None without keys.
         intact: how many objects verified.
@@ -85,6 +88,7 @@ class RepairPlan:
     gone: tuple[str, ...]
     rebuild_index: bool
     drop_indexes: tuple[str, ...]
+    rotten_removals: tuple[str, ...]
     broken: tuple[Broken, ...]
     touched: tuple[Touched, ...] | None
     intact: int
@@ -97,7 +101,7 @@ class RepairPlan:
     @property
     def is_empty(self) -> bool:
         """Whether nothing will be changed."""
-        return not (self.stashes or self.gone or self.mends)
+        return not (self.stashes or self.gone or self.rotten_removals or self.mends)
 
     @property
     def mends(self) -> bool:
@@ -285,6 +289,9 @@ def _planned(found: Scan, sources: Sources, look: _Look) -> RepairPlan:
     )
     for name in damaged_indexes if rebuild else ():
         del sources.waiting[name]
+    rotten = [name for name in sources.waiting if name.startswith(statements.REMOVALS)]
+    for name in rotten:
+        del sources.waiting[name]
     shares, new_parity = _plan_parity(found, sources, look.gone)
     broken = list(_broken(found, sources).values())
     if look.no_index and look.images is None:
@@ -300,6 +307,7 @@ def _planned(found: Scan, sources: Sources, look: _Look) -> RepairPlan:
         tuple(sorted(look.gone & named)),
         rebuild,
         tuple(damaged_indexes) if rebuild else (),
+        tuple(rotten),
         tuple(broken),
         None if look.images is None else look.images.touched,
         len(sources.intact),
@@ -349,6 +357,7 @@ def execute(backend: Backend, keys_of: KeysOf, made_plan: RepairPlan) -> Repaire
             done.append(step.name)
     done += make_shares_again(backend, made_plan.found, made_plan.shares, failed)
     clear_stashes(backend, verifier, made_plan.gone)
+    _drop_removals(backend, made_plan)
     # What can't be read now may be good all the same, and the only way back to what is still broken.
     if not made_plan.broken and not failed:
         done += _renew_parity(backend, verifier, made_plan)
@@ -358,6 +367,19 @@ def execute(backend: Backend, keys_of: KeysOf, made_plan: RepairPlan) -> Repaire
         done += repair_index.rebuild(repository, keys)
         drop(backend, verifier, made_plan.drop_indexes)
     return Repaired(tuple(done), tuple(failed))
+
+
+def _drop_removals(backend: Backend, made_plan: RepairPlan) -> None:
+    """Let rotten statements of removals go that are older than any REMOVED one is needed."""
+    if not made_plan.rotten_removals:
+        return
+    clock = backend.now()
+    old = [
+        name
+        for name in made_plan.rotten_removals
+        if clock - made_plan.found.entries[name].modified > KEEP_REMOVED
+    ]
+    drop(backend, made_plan.found.verifier, old)
 
 
 def _renew_parity(backend: Backend, verifier: Verifier, made_plan: RepairPlan) -> list[str]:
