@@ -11,11 +11,18 @@ from imager.commands.secrets import (
     credential_option,
     load_credential,
     load_group_keys,
+    load_keys_if_any,
     load_recovery_key,
     recovery_options,
 )
 from imager.console import Location, Output, verb
-from imager.errors import ChecksFailed, CredentialNeeded, UsageError
+from imager.errors import (
+    ChecksFailed,
+    CredentialNeeded,
+    RecoveryKeyNeeded,
+    UntrustedObject,
+    UsageError,
+)
 from imager.repository.keyring import GroupKeys
 from imager.repository.repository import Repository
 from imager.repository.retrieval import Unlocked
@@ -76,13 +83,20 @@ def check(
     depth = Depth.FULL if full else Depth.CIPHERTEXT if ciphertext else Depth.STRUCTURE
     unlocked: Unlocked | None = None
     keys: GroupKeys | None
-    if full:
-        unlocked = load_recovery_key(out, repository, recovery_key, passphrase_file)
-        keys = unlocked.keys
-    elif ciphertext and recovery_key is None:
-        keys = _keys_if_any(repository, credential)
-    else:
-        keys = load_group_keys(out, repository, credential, recovery_key, passphrase_file)
+    try:
+        if full:
+            unlocked = load_recovery_key(out, repository, recovery_key, passphrase_file)
+            keys = unlocked.keys
+        elif ciphertext and recovery_key is None:
+            keys = _keys_if_any(out, repository, credential)
+        elif ciphertext:
+            keys = load_keys_if_any(out, repository, credential, recovery_key, passphrase_file)
+        else:
+            keys = load_group_keys(out, repository, credential, recovery_key, passphrase_file)
+    except (UntrustedObject, RecoveryKeyNeeded) as error:
+        if not repository.trust.problems:
+            raise
+        raise _undecided(repo, repository) from error
     limit = None if budget is None else Budget(budget, memory_path(repository.id))
     total = 0 if depth is Depth.STRUCTURE else data_size(repository)
     with out.progress("check", total) as advance:
@@ -97,14 +111,26 @@ def check(
         raise ChecksFailed(_summary(report), hint=_hint(report, repo))
 
 
-def _keys_if_any(repository: Repository, credential: Path | None) -> GroupKeys | None:
+def _keys_if_any(out: Output, repository: Repository, credential: Path | None) -> GroupKeys | None:
     """Return the group's keys if a credential is given or lies where it is looked for."""
     try:
         return repository.credential_keys(load_credential(repository, credential))
     except CredentialNeeded:
         if credential is not None:
             raise
-        return None
+    except UntrustedObject as error:
+        # The generation that vouches for it may be what is damaged.
+        out.remark(f"warning: {error.message}: going on without keys, so no image is named.")
+    return None
+
+
+def _undecided(repo: str, repository: Repository) -> ChecksFailed:
+    problems = "; ".join(problem.message for problem in repository.trust.problems)
+    return ChecksFailed(
+        f"nobody can tell whether this key counts here: {problems}",
+        hint=f"Run `remetal repair {repo}`, then check again; `remetal check {repo} --ciphertext` "
+        "needs no key.",
+    )
 
 
 def _hint(report: Report, repo: str) -> str:
@@ -190,6 +216,11 @@ def _notes(report: Report) -> Iterator[str]:
             f"{len(report.ignored)} objects are ignored, as credentials wrote them that were revoked "
             "before. That is no damage; they may be removed from the storage."
         )
+    if report.rotten_removals:
+        yield (
+            f"{len(report.rotten_removals)} statements of removals have rotted, such as "
+            f"{report.rotten_removals[0]}. No image needs them; `remetal repair` lets them go."
+        )
     if report.strange:
         yield (
             f"{len(report.strange)} files are no objects of a repository, such as {report.strange[0]}."
@@ -211,6 +242,7 @@ def _document(report: Report) -> dict[str, object]:
         "ignored": [
             {"object": finding.name, "message": finding.message} for finding in report.ignored
         ],
+        "rotten_removals": report.rotten_removals,
         "round": None if progress is None else {**asdict(progress), "percent": progress.percent},
         "findings": [
             {

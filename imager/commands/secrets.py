@@ -326,6 +326,40 @@ def load_group_keys(
     return load_recovery_key(out, repository, recovery_key, passphrase_file).keys
 
 
+def load_keys_if_any(
+    out: Output,
+    repository: Repository,
+    credential: Path | None,
+    recovery_key: Path | None,
+    passphrase_file: Path | None,
+) -> GroupKeys | None:
+    """Return what lists images, for work that can do without it; None when it can't be had.
+
+    A key that this repository does not vouch for is passed over with a remark, also one that was
+    given: the generation that vouches for it may be lost. So is all else that is wrong with a key
+    that was found, not given.
+
+    Raises:
+        SecretError: what was given on the command line can't be used.
+        UsageError: its passphrase is needed, and there is no terminal.
+    """
+    given = _pages_file() is not None or any(
+        _is_on_command_line(name) for name in ("credential", "recovery_key")
+    )
+    places = (credential, recovery_key, _find(repository, CREDENTIAL_FILE))
+    if not given and not any((*places, _find(repository, RECOVERY_KEY_FILE))):
+        return None
+    try:
+        return load_group_keys(out, repository, credential, recovery_key, passphrase_file)
+    except (UntrustedObject, RecoveryKeyNeeded, CredentialNeeded) as error:
+        out.remark(f"warning: {error.message}: going on without keys, so no image is named.")
+    except (SecretError, UsageError) as error:
+        if given:
+            raise
+        out.remark(f"warning: {error.message}: going on without keys, so no image is named.")
+    return None
+
+
 def read_passphrase(passphrase_file: Path | None) -> str | None:
     """Return the passphrase from its file or the credential store; None when it must be asked for.
 

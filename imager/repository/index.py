@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imager.errors import ObjectDamaged
-from imager.repository.chunk import CODEC_SHIFT, ID, ID_SIZE, PLAIN_MASK
+from imager.repository.chunk import CODEC_SHIFT, ID, PLAIN_MASK
 from imager.repository.crypto.sealing import open_once, seal_once
 from imager.repository.header import HEADER_SIZE, NO_KIND, Header, Magic, PackKind
 from imager.repository.ids import NOWHERE, Ids, distinct, find, is_sorted, order, words
+from imager.repository.names import PACKS, digest_of
 from imager.repository.pack import Entries, object_name
 from imager.repository.scratch import Parted
 from imager.repository.sorted_rows import Found, SortedRows
@@ -247,8 +248,9 @@ class Index:
             yield self.name(pack)
 
     def are(self, names: Iterable[str]) -> NDArray[np.bool_]:
-        """Return for each pack whether its name is among some names of packs."""
-        digests = b"".join(bytes.fromhex(name[-2 * ID_SIZE :]) for name in names)
+        """Return for each pack whether its name is among some names of objects."""
+        packs = (digest_of(name) for name in names if name.startswith(PACKS))
+        digests = b"".join(bytes.fromhex(digest) for digest in packs if digest is not None)
         places = find(np.frombuffer(digests, dtype=ID), self.digests)
         named = np.zeros(len(self.digests), dtype=bool)
         named[places[places != NOWHERE]] = True

@@ -6,11 +6,13 @@ No capture waits for either: it sends again what may vanish before it ends, and 
 right before it writes its image.
 """
 
+import hashlib
 from dataclasses import dataclass
 from typing import Final
 
 from imager.errors import ObjectMissing, RemetalError
 from imager.repository import statement as statements
+from imager.repository.backend.protocol import Backend
 from imager.repository.header import StatementKind
 from imager.repository.pack import object_name
 from imager.repository.repository import Problem, Repository
@@ -79,6 +81,19 @@ class Removals:
 
     def _removed_packs(self) -> set[str]:
         return {pack for removal in self.removed for pack in removal.packs}
+
+
+def is_rotten(backend: Backend, name: str) -> bool:
+    """Whether a removal statement was read whole and has other bytes than were written.
+
+    Nobody believes it then, so it is as if it were not there, and no image needs it: what a
+    CONDEMNED statement named stays and is condemned anew, and a REMOVED one is for a day only.
+    """
+    try:
+        data = backend.get(name)
+    except RemetalError:
+        return False
+    return hashlib.sha256(data).hexdigest() != name.removeprefix(statements.REMOVALS)
 
 
 def read_removals(repository: Repository) -> Removals:

@@ -14,9 +14,11 @@ from typing import Final
 
 from imager.errors import ObjectMissing, RemetalError
 from imager.repository import image as image_format
+from imager.repository import statement as statements
 from imager.repository.configuration import CONFIG_NAME
 from imager.repository.keyring import GroupKeys
 from imager.repository.names import is_object
+from imager.repository.removals import is_rotten
 from imager.repository.repository import Repository
 from imager.repository.retrieval import OpenImage, Unlocked
 from imager.upkeep.check_ciphertext import Judge
@@ -85,6 +87,13 @@ def check(
     if judge.identity != repository.id:
         message = f"{CONFIG_NAME} is not the one that the other objects were made for"
         walked.bad.setdefault(CONFIG_NAME, Bad(CONFIG_NAME, message))
+    rotten = {
+        name
+        for name in walked.bad
+        if name.startswith(statements.REMOVALS) and is_rotten(repository.backend, name)
+    }
+    for name in rotten:
+        del walked.bad[name]
     report = Report(
         depth,
         None,
@@ -95,6 +104,7 @@ def check(
         unopened_packs=opening.unopened if opening else 0,
         strange=strange,
         progress=progress,
+        rotten_removals=tuple(sorted(rotten)),
     )
     if keys is None:
         return replace(report, findings=_without_keys(repository, walked))
@@ -114,6 +124,7 @@ def _with_structure(report: Report, structure: Structure) -> Report:
         ignored=tuple(f for f in found if f.fault is Fault.DISOWNED),
         orphan_packs=len(structure.orphans),
         orphan_bytes=sum(structure.orphans.values()),
+        rotten_removals=tuple(sorted({*report.rotten_removals, *structure.rotten_removals})),
     )
 
 

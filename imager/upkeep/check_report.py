@@ -129,6 +129,8 @@ class Report:
             captures after its removal); their bytes were compared, nothing was opened.
         strange: names of objects that the format does not know; they were not read.
         progress: of the round; None without a budget.
+        rotten_removals: statements of removals that have rotted; no damage, for no image needs
+            them, and repair lets them go.
     """
 
     depth: Depth
@@ -143,3 +145,4 @@ class Report:
     strange: tuple[str, ...] = ()
     progress: Progress | None = None
     ignored: tuple[Finding, ...] = ()
+    rotten_removals: tuple[str, ...] = ()

@@ -21,7 +21,7 @@ from imager.repository.image import SealedImage
 from imager.repository.index import Index, Segment
 from imager.repository.keyring import GroupKeys
 from imager.repository.names import is_object
-from imager.repository.removals import read_removals
+from imager.repository.removals import is_rotten, read_removals
 from imager.repository.repository import Problem, Repository
 from imager.repository.retrieval import MapReader
 from imager.upkeep.check_ciphertext import Judge
@@ -44,6 +44,7 @@ class Structure:
         objects: how many objects were verified.
         findings: everything wrong, by name of the object or map.
         orphans: packs that no index names, with their sizes.
+        rotten_removals: statements of removals that have rotted, which is no damage.
     """
 
     images: list[SealedImage]
@@ -51,6 +52,7 @@ class Structure:
     objects: int = 0
     findings: dict[str, Finding] = field(default_factory=dict)
     orphans: dict[str, int] = field(default_factory=dict)
+    rotten_removals: set[str] = field(default_factory=set)
 
     def add(
         self,
@@ -166,6 +168,11 @@ class _Examination:
                 except ObjectMissing:
                     continue
                 except RemetalError as error:
+                    if folder == statements.REMOVALS and is_rotten(
+                        self._repository.backend, entry.name
+                    ):
+                        self._found.rotten_removals.add(entry.name)
+                        continue
                     # Images carry their certificate themselves, so they stay trusted without it.
                     touched = signed[entry.name[_HASH]]
                     fault = fault_of(error)

@@ -1,7 +1,7 @@
 """Making the shares of a parity group, and taking members back out of them."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
@@ -28,6 +28,7 @@ _STRIP: Final = MIB  # of every member at a time; a multiple of BLOCK
 _THREADS: Final = 2  # zfec and the hashes let others run meanwhile
 
 Advance = Callable[[int], None]
+ReadRange = Callable[[str, int, int], bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,8 +191,29 @@ def read_groups(
     return groups, tuple(unreadable)
 
 
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """Reads ranges of objects: of what was brought back, and of all others.
+
+    Attributes:
+        there: reads what lies there.
+        again: reads what was brought back.
+        back: names of the latter.
+    """
+
+    there: ReadRange
+    again: ReadRange
+    back: Collection[str]
+
+    def of(self, name: str) -> ReadRange:
+        return self.again if name in self.back else self.there
+
+
 class GroupSolver:
     """Which blocks of a group are intact, and what can be taken out of the others.
+
+    Everything that is not known to verify is read once, block by block, when this is made. What is
+    brought back afterwards is named to each method in `back`: all its blocks count as intact.
 
     Args:
         backend: where the group lies.
@@ -202,7 +224,7 @@ class GroupSolver:
         ObjectDamaged: no share has the checks.
     """
 
-    def __init__(self, backend: Backend, group: StoredGroup, good: frozenset[str]) -> None:
+    def __init__(self, backend: Backend, group: StoredGroup, good: Collection[str]) -> None:
         self._backend = backend
         self._group = group
         self._table = group.table
@@ -220,50 +242,51 @@ class GroupSolver:
             for number, name in enumerate(self._names)
         ]
 
-    def solvable(self, name: str) -> bool:
+    def solvable(self, name: str, back: Collection[str] = ()) -> bool:
         """Whether every damaged block of a member is in a row that can be solved."""
-        number = self._names.index(name)
-        return all(self._bad_in(row) <= self._table.shares for row in self._bad[number])
+        others = [bad for n, bad in zip(self._names, self._bad, strict=True) if n not in back]
+        rows = self._bad[self._names.index(name)]
+        return all(sum(row in bad for bad in others) <= self._table.shares for row in rows)
 
     def bad_blocks(self, name: str) -> frozenset[int]:
         """Numbers of the member's blocks that are damaged or missing."""
         return frozenset(self._bad[self._names.index(name)])
 
-    def solve(self, name: str) -> bytes:
+    def solve(
+        self, name: str, back: Collection[str] = (), read_back: ReadRange | None = None
+    ) -> bytes:
         """Return a member as it was.
 
         Memory: the member, and one block of each.
+
+        Args:
+            name: of the member.
+            back: names of what was brought back since this was made.
+            read_back: reads these; by default from where the group lies.
 
         Raises:
             ObjectDamaged: it can't be brought back, or what comes out is not what was put in.
         """
         number = self._names.index(name)
         member = self._table.members[number]
+        reader = _Reader(self._backend.get_range, read_back or self._backend.get_range, back)
         whole = bytearray()
         for row in range(blocks_of(member.length)):
             width = min(BLOCK, member.length - row * BLOCK)
-            if row in self._bad[number]:
-                whole += self._solve_row(number, row)[:width]
-            else:
-                block = self._block(number, row)
-                if block is None:
-                    raise ObjectDamaged(f"{name} changed while it was repaired")
-                whole += block
+            block = None if row in self._bad[number] else self._block(number, row, reader)
+            whole += self._solve_row(number, row, reader)[:width] if block is None else block
         if hashlib.sha256(whole).digest() != member.digest:
             raise ObjectDamaged(f"parity of {name} does not give what it says")
         return bytes(whole)
 
-    def _bad_in(self, row: int) -> int:
-        return sum(row in bad for bad in self._bad)
-
-    def _solve_row(self, number: int, row: int) -> bytes:
+    def _solve_row(self, number: int, row: int, reader: "_Reader") -> bytes:
         width = min(BLOCK, self._table.length - row * BLOCK)
         blocks: list[bytes] = []
         numbers: list[int] = []
-        for other in range(len(self._names)):
-            if row in self._bad[other]:
+        for other, name in enumerate(self._names):
+            if row in self._bad[other] and name not in reader.back:
                 continue
-            block = self._block(other, row)
+            block = self._block(other, row, reader)
             if block is not None:
                 blocks.append(block.ljust(width, b"\0"))
                 numbers.append(other)
@@ -276,16 +299,15 @@ class GroupSolver:
         solved: list[bytes] = decoder.decode(tuple(blocks), tuple(numbers))
         return solved[number]
 
-    def _block(self, number: int, row: int) -> bytes | None:
+    def _block(self, number: int, row: int, reader: "_Reader") -> bytes | None:
         """Return an intact block, empty beyond a member's end; None when damaged."""
         offset = row * BLOCK
         length = min(BLOCK, self._lengths[number] - offset)
         if length <= 0:
             return b""
+        name = self._names[number]
         try:
-            block = self._backend.get_range(
-                self._names[number], self._starts[number] + offset, length
-            )
+            block = reader.of(name)(name, self._starts[number] + offset, length)
         except RemetalError:
             return None
         return block if self._checks.holds(number, row, block) else None
@@ -294,7 +316,8 @@ class GroupSolver:
         rows = range(blocks_of(self._lengths[number]))
         if not self._names[number]:
             return set(rows)
-        return {row for row in rows if self._block(number, row) is None}
+        reader = _Reader(self._backend.get_range, self._backend.get_range, ())
+        return {row for row in rows if self._block(number, row, reader) is None}
 
     def _read_checks(self) -> Checks:
         table = self._table

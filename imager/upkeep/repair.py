@@ -1,63 +1,59 @@
 """Repair: bring lost and damaged objects back, from parity or from another copy.
 
-What verifies is never touched. What is written was verified first: its SHA-256 is what its name
+What verifies is never touched, nor is what the store can't read: only what was read whole and has
+other bytes is replaced. What is written was verified first: its SHA-256 is what its name
 says (the configuration: what the repository's id says; a generation: signed). To replace a rotten
 object in a store that only creates, the good bytes are first made durable at `repaired/<name>`,
 then the rotten object goes, then the good one is created, then `repaired/<name>` goes. Stopped at
 any instant, the next run finishes what it finds there.
 
+A plan looks at the repository as it will be when all is back (`repair_sources.View`), so that one
+run suffices: keys, removals, indexes and the maps of images are read there.
+
+What is lost is known from parity groups and from indexes. Not lost is what a REMOVED statement
+that is believed names, unless an image needs it all the same; an index that only names packs which
+others name or which were removed (`repair_index.is_useful`); and, when all images and maps could
+be read, a pack that no image needs and that nothing can bring back. Without keys, indexes and what
+images need can't be read: then all these come back if they can. That is harmless: an index that
+names what is gone damages no image, and the next repair with keys says nothing of it.
+
 A damaged pack that can't be brought back stays: its intact chunks still serve restores.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from enum import StrEnum
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from typing import Final
 
-from imager.errors import NotARepository, ObjectDamaged, RemetalError
+from imager.errors import NotARepository, ObjectDamaged, RemetalError, UsageError
+from imager.repository import image as image_format
 from imager.repository import index as index_format
+from imager.repository import pack as pack_format
 from imager.repository import parity_object
+from imager.repository import statement as statements
 from imager.repository.backend.protocol import Backend
 from imager.repository.configuration import CONFIG_NAME
 from imager.repository.keyring import GroupKeys
+from imager.repository.removals import KEEP_REMOVED, read_removals
 from imager.repository.repository import Repository
-from imager.repository.trust import Trust
 from imager.upkeep import parity, repair_index
-from imager.upkeep.parity_shares import GroupSolver, StoredGroup, make_shares
-from imager.upkeep.repair_scan import STASH, Scan, Verifier
+from imager.upkeep.parity_shares import StoredGroup
+from imager.upkeep.repair_images import Broken, Survey, Touched, survey
+from imager.upkeep.repair_scan import STASH, Scan, State, Verifier, identify
 from imager.upkeep.repair_scan import scan as scan_objects
-from imager.upkeep.repair_touched import Broken, Touched, touched_images
+from imager.upkeep.repair_sources import Sources, Step, View, good_bytes
+from imager.upkeep.repair_write import (
+    Failed,
+    clear_stashes,
+    drop,
+    make_shares_again,
+    put_back,
+)
 
-MISSING: Final = "missing"
-DAMAGED: Final = "damaged"
+# What prune may remove.
+_REMOVABLE: Final = (pack_format.PREFIX, image_format.PREFIX, index_format.PREFIX)
 
 Advance = Callable[[int], None]
 KeysOf = Callable[[Repository], GroupKeys | None]
-
-
-class Source(StrEnum):
-    """Where good bytes come from."""
-
-    PARITY = "parity"
-    COPY = "copy"
-    STASH = "interrupted repair"
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One object that will be brought back.
-
-    Attributes:
-        name: of the object.
-        state: `damaged` or `missing`.
-        source: where its bytes come from.
-        place: id of the parity group, location of the copy, or name of the stash.
-    """
-
-    name: str
-    state: str
-    source: Source
-    place: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,34 +61,52 @@ class RepairPlan:
     """What `execute` will do, in this order.
 
     Attributes:
-        repository: id of the repository.
+        found: what the scan found.
+        sources: where the bytes of the steps come from.
         stashes: of interrupted repairs, to be finished or cleared away.
         steps: objects that will be brought back.
         shares: parity groups whose shares are made again.
         new_parity: damaged parity objects of which nothing can be used; they go, and parity is
             made anew for what they covered.
+        gone: objects that parity groups still name and nothing needs any more; parity is made
+            anew without them.
         rebuild_index: whether index objects are made from the directories of packs.
         drop_indexes: damaged indexes that go once the rebuilt ones are durable.
+        rotten_removals: statements of removals that nothing brings back; no image needs them, and
+            those a day old go.
         broken: what can't be brought back.
+        touched: images that can't be restored whole when all is done; None without keys.
         intact: how many objects verified.
     """
 
-    repository: bytes
+    found: Scan
+    sources: Sources
     stashes: tuple[str, ...]
     steps: tuple[Step, ...]
     shares: tuple[StoredGroup, ...]
     new_parity: tuple[str, ...]
+    gone: tuple[str, ...]
     rebuild_index: bool
     drop_indexes: tuple[str, ...]
+    rotten_removals: tuple[str, ...]
     broken: tuple[Broken, ...]
+    touched: tuple[Touched, ...] | None
     intact: int
+
+    @property
+    def repository(self) -> bytes:
+        """Id of the repository."""
+        return self.found.verifier.repository
 
     @property
     def is_empty(self) -> bool:
         """Whether nothing will be changed."""
-        return not (
-            self.stashes or self.steps or self.shares or self.new_parity or self.rebuild_index
-        )
+        return not (self.stashes or self.gone or self.rotten_removals or self.mends)
+
+    @property
+    def mends(self) -> bool:
+        """Whether something damaged or lost will be made whole."""
+        return bool(self.steps or self.shares or self.new_parity or self.rebuild_index)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,82 +122,19 @@ class Repaired:
     failed: tuple[tuple[str, RemetalError], ...]
 
 
-@dataclass(slots=True)
-class _Work:
-    """Sources for what is not intact, in the making."""
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What the keys of the group show of a repository.
 
-    backend: Backend
-    scan: Scan
-    copies: Sequence[Backend]
-    steps: dict[str, Step]
-    waiting: dict[str, str]
-    _groups: dict[str, list[StoredGroup]] = field(default_factory=dict)
+    Attributes:
+        images: what their maps say; None without keys.
+        gone: objects that are not there and that nothing needs.
+        no_index: whether there are packs and no index at all.
+    """
 
-    def find_all(self) -> None:
-        """Find a source for everything; what one group gives back can help another."""
-        self._from_stashes()
-        pending = {group.table.id for name in self.waiting for group in self.groups_of(name)}
-        while pending or (pending := self._from_copies()):
-            pending |= self._from_group(pending.pop())
-
-    def groups_of(self, name: str) -> list[StoredGroup]:
-        """Return the parity groups that cover an object."""
-        if not self._groups:
-            for group in self.scan.groups.values():
-                for member in group.table.members:
-                    self._groups.setdefault(member.name, []).append(group)
-        return self._groups.get(name, [])
-
-    def solver(self, group: StoredGroup) -> GroupSolver | None:
-        """Return what solves a group, counting on all steps; None when its checks are gone."""
-        try:
-            return GroupSolver(self.backend, group, self.scan.intact | self.steps.keys())
-        except ObjectDamaged:
-            return None
-
-    def _add(self, name: str, source: Source, place: str) -> set[bytes]:
-        """Add a step, and return the ids of the groups that may be solved now."""
-        self.steps[name] = Step(name, self.waiting.pop(name), source, place)
-        return {group.table.id for group in self.groups_of(name)}
-
-    def _from_stashes(self) -> None:
-        for stash in self.scan.stashes:
-            name = stash.removeprefix(STASH)
-            if name in self.scan.intact or name in self.steps:
-                continue
-            if _good_bytes(self.scan.verifier, self.backend, name, stash) is not None:
-                self.waiting.setdefault(name, MISSING)
-                self._add(name, Source.STASH, stash)
-
-    def _from_group(self, identity: bytes) -> set[bytes]:
-        group = self.scan.groups[identity]
-        names = [m.name for m in group.table.members if m.name in self.waiting]
-        solver = self.solver(group) if names else None
-        again: set[bytes] = set()
-        for name in names:
-            if solver is not None and solver.solvable(name) and self._may_be(name, solver):
-                again |= self._add(name, Source.PARITY, identity.hex()) - {identity}
-        return again
-
-    def _may_be(self, name: str, solver: GroupSolver) -> bool:
-        """Whether what parity gives verifies: certain for names made of a hash, else tried."""
-        if parity_object.named_digest(name) is not None:
-            return True
-        try:
-            return self.scan.verifier.verifies(name, solver.solve(name))
-        except RemetalError:
-            return False
-
-    def _from_copies(self) -> set[bytes]:
-        """Take objects from copies until parity gets a turn again: the groups that have it."""
-        for name in sorted(self.waiting):
-            for copy in self.copies:
-                if _good_bytes(self.scan.verifier, copy, name, name) is not None:
-                    again = self._add(name, Source.COPY, copy.location)
-                    if again:
-                        return again
-                    break
-        return set()
+    images: Survey | None
+    gone: frozenset[str]
+    no_index: bool
 
 
 def plan(
@@ -199,73 +150,176 @@ def plan(
         advance: told of every byte read.
 
     Raises:
-        NotARepository: nothing says which repository this is.
+        NotARepository: nothing says which repository this is, or a copy is none.
+        UsageError: a copy is of another repository.
     """
+    _check_copies(backend, copies)
     found = scan_objects(backend, advance)
-    waiting = dict.fromkeys(sorted(found.damaged), DAMAGED)
-    waiting |= dict.fromkeys(sorted(found.lost), MISSING)
-    work = _Work(backend, found, copies, {}, waiting)
-    work.find_all()
-    repository = _open(backend, found, work)
-    if found.config is None and repository is not None:
-        work.find_all()  # generations can be judged now
+    sources = Sources(backend, found, copies)
+    sources.want(found.damaged, State.DAMAGED)
+    lost = found.lost | {name.removeprefix(STASH) for name in found.stashes} - found.entries.keys()
+    sources.want((name for name in lost if not name.startswith(_REMOVABLE)), State.MISSING)
+    sources.find_all()
+    view = View(backend, sources)
+    removed = _removed(_open(view, found.verifier))
+    indexes = {name for name in lost if name.startswith(index_format.PREFIX)}
+    sources.want(lost - removed - indexes, State.MISSING)
+    sources.find_all()
+    repository = _open(view, found.verifier)
     keys = keys_of(repository) if repository is not None else None
-    state = repair_index.IndexState(False, False, ())
+    sources.want(indexes, State.MISSING)
+    sources.find_all()
     if repository is not None and keys is not None:
-        state = repair_index.look(repository, keys, found.intact, work.steps.keys())
-        for name in state.lost_packs:
-            if name not in found.sizes and name not in work.steps:
-                work.waiting.setdefault(name, MISSING)
-        work.find_all()
-    elif not any(name.startswith(index_format.PREFIX) for name in found.intact | work.steps.keys()):
-        state = repair_index.without_keys(found.sizes)
-    damaged_indexes = tuple(n for n in work.waiting if n.startswith(index_format.PREFIX))
-    rebuild = keys is not None and (state.needs_rebuild or bool(damaged_indexes))
-    if rebuild:
-        for name in damaged_indexes:
-            del work.waiting[name]
-    shares, new_parity = _plan_parity(found, work)
-    broken = _broken(work)
-    if state.is_lost and keys is None:
-        broken.append(Broken(index_format.PREFIX, MISSING, None))
-    return RepairPlan(
-        found.verifier.repository,
-        found.stashes,
-        tuple(work.steps.values()),
-        shares,
-        new_parity,
-        rebuild,
-        tuple(n for n in damaged_indexes if n in found.sizes) if rebuild else (),
-        tuple(broken),
-        len(found.intact),
+        look = _look(repository, keys, found, sources, copies, lost, removed)
+    else:
+        names = {entry.name for entry in view.list("")}
+        no_index = not any(
+            name.startswith(index_format.PREFIX) for name in sources.intact | sources.steps.keys()
+        )
+        any_pack = any(name.startswith(pack_format.PREFIX) for name in names)
+        look = _Look(None, lost & removed - names, any_pack and no_index)
+    return _planned(found, sources, look)
+
+
+def _check_copies(backend: Backend, copies: Sequence[Backend]) -> None:
+    own = identify(backend) if copies else b""
+    for copy in copies:
+        if identify(copy) != own:
+            raise UsageError(
+                f"{copy.location} is another repository than {backend.location}",
+                hint="Give a copy of this repository with --from; nothing was changed.",
+            )
+
+
+def _open(backend: Backend, verifier: Verifier) -> Repository | None:
+    """Open the repository if its configuration verifies; else None."""
+    data = good_bytes(verifier, backend, CONFIG_NAME, CONFIG_NAME)
+    if data is None:
+        return None
+    return Repository.of(backend, verifier.repository, verifier.trust(data))
+
+
+def _removed(repository: Repository | None) -> frozenset[str]:
+    """Return what was removed on purpose not long ago, as far as that is known and believed."""
+    removals = read_removals(repository).removed if repository is not None else ()
+    return frozenset(
+        name
+        for removal in removals
+        for name in (*removal.packs, *(image_format.PREFIX + image for image in removal.images))
     )
 
 
-def _open(backend: Backend, found: Scan, work: _Work) -> Repository | None:
-    """Open the repository with its configuration, also one that is only about to come back."""
-    data = found.config
-    step = work.steps.get(CONFIG_NAME)
-    if data is None and step is not None:
-        try:
-            data = _bytes_for(step, backend, found, work.copies, found.intact)
-        except ObjectDamaged:
-            return None
-    if data is None:
-        return None
-    return _repository(backend, found.verifier, data)
+def _look(
+    repository: Repository,
+    keys: GroupKeys,
+    found: Scan,
+    sources: Sources,
+    copies: Sequence[Backend],
+    lost: frozenset[str],
+    removed: frozenset[str],
+) -> _Look:
+    """Find out what images need, and look for a source of that too."""
+    for name in [n for n in sources.steps if n.startswith(index_format.PREFIX)]:
+        if sources.steps[name].state is State.MISSING and not repair_index.is_useful(
+            repository, keys, name, removed
+        ):
+            sources.withdraw(name)
+    other_indexes = _indexes_of(copies, found, sources)
+    offered: set[str] = set()
+    while True:
+        images = survey(repository, keys, _broken(found, sources))
+        known = sources.steps.keys() | sources.waiting.keys()
+        if fresh := (images.needed if images.is_sure else images.missing - removed) - known:
+            sources.want(fresh, State.MISSING)
+            sources.find_all()
+        elif images.touched and other_indexes:
+            # They may name packs of which nothing else here knows.
+            sources.want(other_indexes, State.MISSING)
+            sources.find_all()
+            offered, other_indexes = other_indexes & sources.steps.keys(), set()
+        else:
+            break
+    for name in offered:
+        if not repair_index.is_useful(repository, keys, name, images.missing):
+            sources.withdraw(name)
+    gone = {
+        name
+        for name, state in sources.waiting.items()
+        if state is State.MISSING
+        and (
+            name.startswith(index_format.PREFIX)
+            or (
+                name.startswith(pack_format.PREFIX) and images.is_sure and name not in images.needed
+            )
+        )
+    }
+    for name in gone:
+        del sources.waiting[name]
+    there = {entry.name for entry in repository.backend.list("")}
+    gone |= {n for n in lost if n in removed or n.startswith(index_format.PREFIX)} - there
+    any_pack = any(name.startswith(pack_format.PREFIX) for name in there)
+    return _Look(images, frozenset(gone - sources.waiting.keys()), any_pack and not images.named)
 
 
-def _repository(backend: Backend, verifier: Verifier, config: bytes) -> Repository:
-    """Return the repository of a configuration that verifies."""
-    configuration = verifier.trust(config)
-    trust = Trust.read(backend, verifier.repository, configuration)
-    return Repository(backend, verifier.repository, configuration, trust)
+def _indexes_of(copies: Sequence[Backend], found: Scan, sources: Sources) -> set[str]:
+    """Return indexes that copies have and the repository has not."""
+    return {
+        entry.name
+        for copy in copies
+        for entry in copy.list(index_format.PREFIX)
+        if entry.name not in found.entries.keys() | sources.steps.keys()
+    }
 
 
-def _plan_parity(found: Scan, work: _Work) -> tuple[tuple[StoredGroup, ...], tuple[str, ...]]:
+def _broken(found: Scan, sources: Sources) -> dict[str, Broken]:
+    """Return what has no source."""
+    broken = {
+        name: Broken(name, state, sources.bad_blocks(name) if state is State.DAMAGED else None)
+        for name, state in sources.waiting.items()
+    }
+    for name, reason in found.unreadable.items():
+        broken[name] = Broken(name, State.UNREADABLE, sources.bad_blocks(name), reason)
+    return broken
+
+
+def _planned(found: Scan, sources: Sources, look: _Look) -> RepairPlan:
+    damaged_indexes = [n for n in sources.waiting if n.startswith(index_format.PREFIX)]
+    rebuild = look.images is not None and (
+        look.images.needs_index or look.no_index or bool(damaged_indexes)
+    )
+    for name in damaged_indexes if rebuild else ():
+        del sources.waiting[name]
+    rotten = [name for name in sources.waiting if name.startswith(statements.REMOVALS)]
+    for name in rotten:
+        del sources.waiting[name]
+    shares, new_parity = _plan_parity(found, sources, look.gone)
+    broken = list(_broken(found, sources).values())
+    if look.no_index and look.images is None:
+        broken.append(Broken(index_format.PREFIX, State.MISSING))
+    named = {m.name for group in found.groups.values() for m in group.table.members}
+    return RepairPlan(
+        found,
+        sources,
+        tuple(found.stashes),
+        tuple(sources.steps.values()),
+        shares,
+        new_parity,
+        tuple(sorted(look.gone & named)),
+        rebuild,
+        tuple(damaged_indexes) if rebuild else (),
+        tuple(rotten),
+        tuple(broken),
+        None if look.images is None else look.images.touched,
+        len(sources.intact),
+    )
+
+
+def _plan_parity(
+    found: Scan, sources: Sources, gone: Collection[str]
+) -> tuple[tuple[StoredGroup, ...], tuple[str, ...]]:
     known: set[str] = set()
     again: list[StoredGroup] = []
-    unsolved = work.waiting.keys()
+    unsolved = {*sources.waiting, *gone, *found.unreadable}
     for group in found.groups.values():
         names = set(group.shares.values())
         known |= names
@@ -274,205 +328,92 @@ def _plan_parity(found: Scan, work: _Work) -> tuple[tuple[StoredGroup, ...], tup
             again.append(group)
     rotten = {name for name in found.damaged if name.startswith(parity_object.PREFIX)}
     for name in rotten:
-        work.waiting.pop(name, None)
+        sources.waiting.pop(name, None)
     return tuple(again), tuple(sorted(rotten - known))
 
 
-def _broken(work: _Work) -> list[Broken]:
-    found = []
-    for name, state in work.waiting.items():
-        solvers = [work.solver(group) for group in work.groups_of(name)]
-        located = [solver.bad_blocks(name) for solver in solvers if solver is not None]
-        found.append(Broken(name, state, located[0] if located and state == DAMAGED else None))
-    return found
-
-
-def execute(
-    backend: Backend, copies: Sequence[Backend], keys_of: KeysOf, made_plan: RepairPlan
-) -> Repaired:
+def execute(backend: Backend, keys_of: KeysOf, made_plan: RepairPlan) -> Repaired:
     """Bring back what was planned; run it again after it was stopped.
 
     Raises:
+        NotARepository: this is not the repository that the plan was made for.
         NoRoom: the store is full; nothing that verified was touched.
         OutputError: the store does not let a rotten object go.
     """
     if made_plan.is_empty:
         return Repaired((), ())
-    found = scan_objects(backend, lambda _: None)
-    verifier = found.verifier
-    if verifier.repository != made_plan.repository:
+    verifier = made_plan.found.verifier
+    if identify(backend) != made_plan.repository:
         raise NotARepository("this is not the repository that the repair was planned for")
     done: list[str] = []
-    failed: list[tuple[str, RemetalError]] = []
-    good = set(found.intact)
-    for step in sorted(made_plan.steps, key=lambda step: step.source is not Source.STASH):
+    failed: Failed = []
+    for step in made_plan.steps:
         try:
-            data = _from_anywhere(step, backend, found, copies, frozenset(good))
+            data = made_plan.sources.fetch(step, set(done))
             put_back(backend, verifier, step.name, data)
-            if step.name == CONFIG_NAME:
-                verifier.trust(data)
-        except (NotARepository, ObjectDamaged) as error:
+        except ObjectDamaged as error:
             failed.append((step.name, error))
         else:
-            good.add(step.name)
             done.append(step.name)
-    done += _make_shares_again(backend, verifier, made_plan.shares, failed)
-    clear_stashes(backend, verifier)
+    done += make_shares_again(backend, made_plan.found, made_plan.shares, failed)
+    clear_stashes(backend, verifier, made_plan.gone)
+    _drop_removals(backend, made_plan)
     # What can't be read now may be good all the same, and the only way back to what is still broken.
-    if made_plan.new_parity and not made_plan.broken and not failed:
-        # They go first, for a new share may have the name of one of them. Nothing is lost with
-        # them, and when this is stopped here, the next `remetal parity` makes the new ones.
-        done += _drop(backend, verifier, made_plan.new_parity)
-        fresh = parity.plan(backend, made_plan.repository)
-        parity.execute(backend, made_plan.repository, fresh, lambda _: None)
-    repository = open_repaired(backend, verifier)
+    if not made_plan.broken and not failed:
+        done += _renew_parity(backend, verifier, made_plan)
+    repository = _open(backend, verifier)
     keys = keys_of(repository) if made_plan.rebuild_index and repository is not None else None
     if repository is not None and keys is not None:
         done += repair_index.rebuild(repository, keys)
-        _drop(backend, verifier, made_plan.drop_indexes)
+        drop(backend, verifier, made_plan.drop_indexes)
     return Repaired(tuple(done), tuple(failed))
+
+
+def _drop_removals(backend: Backend, made_plan: RepairPlan) -> None:
+    """Let rotten statements of removals go that are older than any REMOVED one is needed."""
+    if not made_plan.rotten_removals:
+        return
+    clock = backend.now()
+    old = [
+        name
+        for name in made_plan.rotten_removals
+        if clock - made_plan.found.entries[name].modified > KEEP_REMOVED
+    ]
+    drop(backend, made_plan.found.verifier, old)
+
+
+def _renew_parity(backend: Backend, verifier: Verifier, made_plan: RepairPlan) -> list[str]:
+    """Make parity anew that names what is gone for good, or of which nothing can be used."""
+    if made_plan.gone:
+        renewal = parity.plan_without(backend, made_plan.repository, made_plan.gone)
+        if not renewal.hurt:
+            parity.execute(backend, made_plan.repository, renewal, lambda _: None)
+    if not made_plan.new_parity:
+        return []
+    # They go first, for a new share may have the name of one of them. Nothing is lost with
+    # them, and when this is stopped here, the next `remetal parity` makes the new ones.
+    dropped = drop(backend, verifier, made_plan.new_parity)
+    fresh = parity.plan(backend, made_plan.repository)
+    parity.execute(backend, made_plan.repository, fresh, lambda _: None)
+    return dropped
 
 
 def touched_by(
     backend: Backend, made_plan: RepairPlan, result: Repaired, keys_of: KeysOf
 ) -> tuple[tuple[Broken, ...], tuple[Touched, ...] | None]:
-    """Return what is still broken after `execute`, and the images that need it.
+    """Return what is still broken after `execute`, and the images that can't be restored whole.
 
     The images are None without keys.
     """
+    if made_plan.is_empty:
+        return made_plan.broken, made_plan.touched if made_plan.broken else made_plan.touched or ()
     broken = {item.name: item for item in made_plan.broken}
-    for name, _ in result.failed:
-        broken[name] = Broken(name, DAMAGED, None)
-    if not broken:
-        return (), ()
-    repository = open_repaired(backend, Verifier(made_plan.repository, backend.location))
+    steps = made_plan.sources.steps
+    for name, error in result.failed:
+        state = steps[name].state if name in steps else State.DAMAGED
+        broken[name] = Broken(name, state, reason=error.message)
+    repository = _open(backend, made_plan.found.verifier)
     keys = keys_of(repository) if repository is not None else None
     if repository is None or keys is None:
-        return tuple(broken.values()), None
-    return tuple(broken.values()), tuple(touched_images(repository, keys, broken))
-
-
-def open_repaired(backend: Backend, verifier: Verifier) -> Repository | None:
-    """Open the repository if its configuration verifies; else None."""
-    data = _good_bytes(verifier, backend, CONFIG_NAME, CONFIG_NAME)
-    if data is None:
-        return None
-    return Repository.of(backend, verifier.repository, verifier.trust(data))
-
-
-def put_back(backend: Backend, verifier: Verifier, name: str, data: bytes) -> None:
-    """Create an object, or replace it if it does not verify; `data` must verify.
-
-    Raises:
-        ObjectDamaged: `data` does not verify.
-    """
-    if not verifier.verifies(name, data):
-        raise ObjectDamaged(f"the bytes for {name} do not verify")
-    if backend.put_new(name, [data]) or verifier.verifies_at(backend, name):
-        return
-    stash = STASH + name
-    if not backend.put_new(stash, [data]) and not _good_bytes(verifier, backend, name, stash):
-        backend.delete(stash)
-        backend.put_new(stash, [data])
-    backend.delete(name)
-    backend.put_new(name, [data])
-    if verifier.verifies_at(backend, name):
-        backend.delete(stash)
-
-
-def clear_stashes(backend: Backend, verifier: Verifier) -> None:
-    """Remove stashes whose objects verify, and those that are themselves rotten."""
-    for entry in list(backend.list(STASH)):
-        name = entry.name.removeprefix(STASH)
-        rotten = verifier.can_judge(name) and (
-            _good_bytes(verifier, backend, name, entry.name) is None
-        )
-        if rotten or verifier.verifies_at(backend, name):
-            backend.delete(entry.name)
-
-
-def _drop(backend: Backend, verifier: Verifier, names: Sequence[str]) -> list[str]:
-    """Remove objects that do not verify, and return those that went."""
-    rotten = [name for name in names if not verifier.verifies_at(backend, name)]
-    for name in rotten:
-        backend.delete(name)
-    return rotten
-
-
-def _make_shares_again(
-    backend: Backend,
-    verifier: Verifier,
-    groups: Sequence[StoredGroup],
-    failed: list[tuple[str, RemetalError]],
-) -> list[str]:
-    done: list[str] = []
-    for group in groups:
-        table = group.table
-        rows = [(member.name, member.length, member.digest) for member in table.members]
-        made, bad = make_shares(backend, verifier.repository, rows, table.shares, lambda _: None)
-        if made is None:
-            reason = ObjectDamaged(f"its parity can't be made again: {', '.join(bad)} is damaged")
-            failed.append((f"parity group {table.id.hex()[:16]}", reason))
-            continue
-        for name, (prefix, body) in made.objects:
-            if not verifier.verifies_at(backend, name):
-                put_back(backend, verifier, name, prefix + body)
-                done.append(name)
-        # A table that lies about itself gives objects of other names; the liars stay as they are.
-    return done
-
-
-def _from_anywhere(
-    step: Step, backend: Backend, found: Scan, copies: Sequence[Backend], good: frozenset[str]
-) -> bytes:
-    """Return what the planned source has; else, when that lies or is gone, what any other has.
-
-    Raises:
-        ObjectDamaged: none has anything that verifies.
-    """
-    others = [
-        Step(step.name, step.state, Source.PARITY, group.table.id.hex())
-        for group in found.groups.values()
-        if any(member.name == step.name for member in group.table.members)
-    ]
-    others += [Step(step.name, step.state, Source.COPY, copy.location) for copy in copies]
-    problem: ObjectDamaged | None = None
-    for source in (step, *others):
-        try:
-            data = _bytes_for(source, backend, found, copies, good)
-        except ObjectDamaged as error:
-            problem = problem or error
-            continue
-        if found.verifier.verifies(step.name, data):
-            return data
-    raise problem or ObjectDamaged(f"what {step.source} gives for {step.name} does not verify")
-
-
-def _bytes_for(
-    step: Step, backend: Backend, found: Scan, copies: Sequence[Backend], good: frozenset[str]
-) -> bytes:
-    """Return what the source of a step has.
-
-    Raises:
-        ObjectDamaged: it has nothing that verifies any more.
-    """
-    if step.source is Source.PARITY:
-        group = found.groups.get(bytes.fromhex(step.place))
-        if group is None:
-            raise ObjectDamaged(f"the parity of {step.name} is gone")
-        return GroupSolver(backend, group, good).solve(step.name)
-    places = [(backend, step.place)] if step.source is Source.STASH else []
-    places += [(copy, step.name) for copy in copies if copy.location == step.place]
-    for place, name in places:
-        data = _good_bytes(found.verifier, place, step.name, name)
-        if data is not None:
-            return data
-    raise ObjectDamaged(f"{step.place} has no good {step.name} any more")
-
-
-def _good_bytes(verifier: Verifier, backend: Backend, name: str, at: str) -> bytes | None:
-    try:
-        data = backend.get(at)
-    except RemetalError:
-        return None
-    return data if verifier.verifies(name, data) else None
+        return tuple(broken.values()), None if broken else ()
+    return tuple(broken.values()), survey(repository, keys, broken).touched

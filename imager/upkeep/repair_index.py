@@ -1,8 +1,7 @@
 """Indexes that were lost, made again from the directories of packs; needs the group's keys."""
 
 import os
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from collections.abc import Collection
 
 from imager.errors import RemetalError
 from imager.repository import index as index_format
@@ -10,53 +9,44 @@ from imager.repository import pack as pack_format
 from imager.repository.header import ID_SIZE, NO_KIND, Header, Magic, PackKind
 from imager.repository.index import MOST_ENTRIES, Segment
 from imager.repository.keyring import GroupKeys
-from imager.repository.pack import Entries
+from imager.repository.pack import Entries, object_name
 from imager.repository.repository import Repository
 
 
-@dataclass(frozen=True, slots=True)
-class IndexState:
-    """What the indexes say.
-
-    Attributes:
-        is_lost: there are packs, and no index at all.
-        needs_rebuild: an index that an image's capture wrote is gone, or all are, and packs are
-            named by none.
-        lost_packs: names of packs that an index names and that are not there.
-    """
-
-    is_lost: bool
-    needs_rebuild: bool
-    lost_packs: tuple[str, ...]
+def packs_named(repository: Repository, keys: GroupKeys, index: str) -> frozenset[str]:
+    """Return the packs that an index names; nothing if it can't be read."""
+    try:
+        data = repository.backend.get(index)
+        segment = Segment.decode(data, index, keys.directory_key, repository.id)
+    except RemetalError:
+        return frozenset()
+    return frozenset(object_name(digest) for digest, _ in segment.packs)
 
 
-def look(
-    repository: Repository, keys: GroupKeys, intact: Collection[str], coming: Collection[str]
-) -> IndexState:
-    """Look at the indexes.
+def is_useful(
+    repository: Repository, keys: GroupKeys, index: str, removed: Collection[str]
+) -> bool:
+    """Whether a lost index has to come back.
+
+    Prune replaces indexes and nothing says so. Whatever else is true, an index is needed only if
+    it names a pack that no other index names, and that is there (so it is found without a look at
+    every pack) or is lost (so that it is known to be). What was removed is neither.
 
     Args:
-        repository: of which the configuration verifies.
+        repository: in which it is back.
         keys: of the group.
-        intact: names of the objects that verify.
-        coming: names of those that will be brought back.
+        index: its name.
+        removed: packs that were removed on purpose.
     """
-    listed = _listed(repository, keys)
-    packs = {entry.name for entry in repository.backend.list(pack_format.PREFIX)}
-    named = {pack_format.object_name(digest) for digest in listed}
-    there = {name for name in (*intact, *coming) if name.startswith(index_format.PREFIX)}
-    images, _ = repository.images(keys)
-    wanted = {index_format.PREFIX + digest for image in images for digest in image.summary.indexes}
-    unnamed = packs - named
-    is_lost = bool(packs) and not there
-    gone = bool(unnamed) and not wanted <= there and not _any_index(coming)
-    return IndexState(is_lost, is_lost or gone, tuple(sorted(named - packs)))
-
-
-def without_keys(names: Iterable[str]) -> IndexState:
-    """Return the state of a repository without any intact index, as it looks without keys."""
-    packs = any(name.startswith(pack_format.PREFIX) for name in names)
-    return IndexState(packs, False, ())
+    there = {entry.name for entry in repository.backend.list(pack_format.PREFIX)}
+    named: set[str] = set()
+    for entry in repository.backend.list(index_format.PREFIX):
+        if entry.name != index:
+            named |= packs_named(repository, keys, entry.name)
+    return any(
+        pack in there or pack not in removed
+        for pack in packs_named(repository, keys, index) - named
+    )
 
 
 def rebuild(repository: Repository, keys: GroupKeys) -> list[str]:
@@ -64,13 +54,15 @@ def rebuild(repository: Repository, keys: GroupKeys) -> list[str]:
 
     Packs whose directory is damaged are left out.
     """
-    listed = _listed(repository, keys)
+    named: set[str] = set()
+    for entry in repository.backend.list(index_format.PREFIX):
+        named |= packs_named(repository, keys, entry.name)
     written: list[str] = []
     batch: list[tuple[bytes, PackKind, Entries]] = []
     for entry in list(repository.backend.list(pack_format.PREFIX)):
         try:
             digest = bytes.fromhex(entry.name.rpartition("/")[2])
-            if digest in listed or pack_format.object_name(digest) != entry.name:
+            if entry.name in named or object_name(digest) != entry.name:
                 continue
             kind, entries = pack_format.read_directory(
                 repository.backend, entry.name, entry.size, keys.directory_key, repository.id
@@ -93,19 +85,3 @@ def _write(
     name, data = Segment.collect(batch).encode(header, keys.directory_key)
     repository.backend.put_new(name, [data])
     return name
-
-
-def _any_index(names: Iterable[str]) -> bool:
-    return any(name.startswith(index_format.PREFIX) for name in names)
-
-
-def _listed(repository: Repository, keys: GroupKeys) -> set[bytes]:
-    listed: set[bytes] = set()
-    for entry in repository.backend.list(index_format.PREFIX):
-        try:
-            data = repository.backend.get(entry.name)
-            segment = Segment.decode(data, entry.name, keys.directory_key, repository.id)
-        except RemetalError:
-            continue
-        listed |= {digest for digest, _ in segment.packs}
-    return listed

@@ -1,27 +1,44 @@
 """What `repair` starts from: which objects are as they were written, and which are not."""
 
 import hashlib
-from collections import Counter
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Final
 
-from imager.errors import NotARepository, RemetalError
+from imager.errors import NotARepository, ObjectMissing, RemetalError
+from imager.repository import generations
 from imager.repository import statement as statements
-from imager.repository.backend.protocol import Backend
+from imager.repository.backend.protocol import Backend, Entry
 from imager.repository.configuration import CONFIG_NAME, Configuration, repository_id
 from imager.repository.crypto.signing import verify
 from imager.repository.header import HEADER_SIZE, ID_SIZE
-from imager.repository.names import digest_of
+from imager.repository.names import digest_of, is_object
 from imager.repository.statement import GenerationBody
 from imager.upkeep.parity_shares import StoredGroup, read_groups
 
 STASH: Final = "repaired/"
-GENERATIONS: Final = "generations/"
 _READERS: Final = 2
+_IN_FLIGHT: Final = 2 * _READERS
+# So many headers say whose objects these are; a handful of them may be damaged.
+_WITNESSES: Final = 33
 
 Advance = Callable[[int], None]
+
+
+class State(StrEnum):
+    """How an object is.
+
+    Only what was read whole and has other bytes is damaged. What the store does not give now may
+    be as it was written all the same, so nothing ever replaces it.
+    """
+
+    INTACT = "intact"
+    DAMAGED = "damaged"
+    MISSING = "missing"
+    UNREADABLE = "unreadable"
 
 
 class Verifier:
@@ -49,7 +66,7 @@ class Verifier:
 
     def can_judge(self, name: str) -> bool:
         """Whether what it takes is known: for a generation, the key of the one before."""
-        return not name.startswith(GENERATIONS) or _number(name) - 1 in self._signing_keys
+        return not is_generation(name) or number_of(name) - 1 in self._signing_keys
 
     def verifies(self, name: str, data: bytes) -> bool:
         """Whether the object may have these bytes; False for names that nobody knows."""
@@ -58,9 +75,9 @@ class Verifier:
             return hashlib.sha256(data).hexdigest() == digest
         if name == CONFIG_NAME:
             return repository_id(data) == self.repository
-        if not name.startswith(GENERATIONS) or not self.can_judge(name):
+        if not is_generation(name) or not self.can_judge(name):
             return False
-        number = _number(name)
+        number = number_of(name)
         try:
             said = statements.decode(data, self.repository, name)
             verify(self._signing_keys[number - 1], said.signature, said.signed, name)
@@ -71,12 +88,15 @@ class Verifier:
         self._signing_keys[number] = said.body.signing_key
         return True
 
-    def verifies_at(self, backend: Backend, name: str) -> bool:
-        """Whether the object is there and is as it must be."""
+    def state_at(self, backend: Backend, name: str, at: str = "") -> State:
+        """Return how the object is now, or how what lies at another place would do for it."""
         try:
-            return self.verifies(name, backend.get(name))
+            data = backend.get(at or name)
+        except ObjectMissing:
+            return State.MISSING
         except RemetalError:
-            return False
+            return State.UNREADABLE
+        return State.INTACT if self.verifies(name, data) else State.DAMAGED
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,23 +105,38 @@ class Scan:
 
     Attributes:
         verifier: for this repository.
-        sizes: every object that is there, stashes and unknown names excepted.
+        entries: every object that is there, stashes and unknown names excepted.
         intact: those that verify.
-        damaged: those that do not.
-        stashes: names below `repaired/`.
+        damaged: those that were read whole and do not.
+        unreadable: those that the store does not give, with the reason.
+        unsure: generations that nobody can judge before the one before them is back.
+        stashes: below `repaired/`, by name.
         groups: of parity.
         lost: members of parity groups that are not there.
         config: bytes of the configuration, if it verifies.
     """
 
     verifier: Verifier
-    sizes: dict[str, int]
+    entries: dict[str, Entry]
     intact: frozenset[str]
     damaged: frozenset[str]
-    stashes: tuple[str, ...]
+    unreadable: Mapping[str, str]
+    unsure: frozenset[str]
+    stashes: Mapping[str, Entry]
     groups: dict[bytes, StoredGroup]
     lost: frozenset[str]
     config: bytes | None
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What reading the objects has shown."""
+
+    intact: set[str]
+    damaged: set[str]
+    unreadable: dict[str, str]
+    vanished: set[str]
+    owners: Counter[bytes]
 
 
 def total_bytes(backend: Backend) -> int:
@@ -109,85 +144,153 @@ def total_bytes(backend: Backend) -> int:
     return sum(entry.size for entry in backend.list(""))
 
 
-def scan(backend: Backend, advance: Advance) -> Scan:
-    """Read every object and compare it with its name; needs no keys and no configuration.
-
-    The repository's id is the one that most intact objects carry; so a configuration that was
-    exchanged is noticed, and one that is lost is not needed.
+def identify(backend: Backend) -> bytes:
+    """Return the id that most of some objects carry; without any, what the configuration gives.
 
     Raises:
         NotARepository: nothing here says which repository it is.
     """
-    sizes = {entry.name: entry.size for entry in backend.list("")}
-    stashes = tuple(sorted(name for name in sizes if name.startswith(STASH)))
-    hashed = [name for name in sizes if digest_of(name) is not None]
-    names_only = Verifier(bytes(ID_SIZE), backend.location)
-
-    def look(name: str) -> tuple[str, bytes | None]:
-        try:
-            data = backend.get(name)
-        except RemetalError:
-            return name, None
-        finally:
-            advance(sizes[name])
-        if not names_only.verifies(name, data):
-            return name, None
-        return name, data[HEADER_SIZE - ID_SIZE : HEADER_SIZE]
-
-    intact: set[str] = set()
     owners: Counter[bytes] = Counter()
-    with ThreadPoolExecutor(_READERS, thread_name_prefix="repair") as pool:
-        for name, owner in pool.map(look, sorted(hashed)):
-            if owner is not None:
-                intact.add(name)
-                owners[owner] += 1
-    config = _get(backend, CONFIG_NAME)
-    verifier = Verifier(_identify(backend, config, owners), backend.location)
+    for entry in backend.list(""):
+        if digest_of(entry.name) is None:
+            continue
+        try:
+            owners[backend.get_range(entry.name, 0, HEADER_SIZE)[-ID_SIZE:]] += 1
+        except RemetalError:
+            continue
+        if owners.total() >= _WITNESSES:
+            break
+    return _majority(backend, owners)
+
+
+def scan(backend: Backend, advance: Advance) -> Scan:
+    """Read every object and compare it with its name; needs no keys and no configuration.
+
+    The repository's id is the one that most intact objects carry; so a configuration that was
+    exchanged is noticed, and one that is lost is not needed. What vanishes while this reads was
+    removed by a prune and is passed over, unless a new listing still names it.
+
+    Raises:
+        NotARepository: nothing here says which repository it is.
+    """
+    listed = {entry.name: entry for entry in backend.list("")}
+    seen = _read_hashed(
+        backend, [listed[n] for n in sorted(listed) if digest_of(n) is not None], advance
+    )
+    verifier = Verifier(_majority(backend, seen.owners), backend.location)
     groups, _ = read_groups(backend, verifier.repository)
     recorded = {
         (member.name, member.digest) for group in groups.values() for member in group.table.members
     }
+    config = _read(backend, CONFIG_NAME, seen)
     if config is not None and verifier.verifies(CONFIG_NAME, config):
-        intact.add(CONFIG_NAME)
+        seen.intact.add(CONFIG_NAME)
         verifier.trust(config)
     else:
+        if config is not None:
+            seen.damaged.add(CONFIG_NAME)
         config = None
-    generations = sorted((n for n in sizes if n.startswith(GENERATIONS)), key=_number)
-    for name in generations:
-        data = _get(backend, name) or b""
-        seen = (name, hashlib.sha256(data).digest()) in recorded
-        if verifier.verifies(name, data) or seen or not verifier.can_judge(name):
-            intact.add(name)
-    known = {*hashed, *generations, CONFIG_NAME} & sizes.keys()
+    unsure = set()
+    for name in sorted((n for n in listed if is_generation(n)), key=number_of):
+        data = _read(backend, name, seen)
+        if data is None:
+            continue
+        if verifier.verifies(name, data):
+            seen.intact.add(name)
+        elif (name, hashlib.sha256(data).digest()) in recorded:
+            seen.intact.add(name)
+            unsure.add(name)
+        elif verifier.can_judge(name):
+            seen.damaged.add(name)
+        else:
+            unsure.add(name)
+    # What came since the first listing is not lost either.
+    there = {entry.name for entry in backend.list("")}
+    for name in seen.vanished & there:
+        if name in listed:
+            seen.damaged.add(name)
+    gone = seen.vanished - there
     lost = {name for name, _ in recorded} | {CONFIG_NAME}
     return Scan(
         verifier,
-        {name: sizes[name] for name in known},
-        frozenset(intact),
-        frozenset(known - intact),
-        stashes,
+        {n: e for n, e in listed.items() if n not in gone and (is_object(n) or is_generation(n))},
+        frozenset(seen.intact),
+        frozenset(seen.damaged),
+        seen.unreadable,
+        frozenset(unsure),
+        {n: e for n, e in sorted(listed.items()) if n.startswith(STASH)},
         groups,
-        frozenset(lost - known),
+        frozenset(lost - there),
         config,
     )
 
 
-def _identify(backend: Backend, config: bytes | None, owners: Counter[bytes]) -> bytes:
-    if owners:
-        return owners.most_common(1)[0][0]
-    if config is None:
-        raise NotARepository(f"there is no repository at {backend.location}")
-    Configuration.decode(config, backend.location)
-    return repository_id(config)
+def is_generation(name: str) -> bool:
+    """Whether an object is, or may be meant as, a key generation."""
+    return name.startswith(generations.PREFIX)
 
 
-def _number(name: str) -> int:
-    text = name.removeprefix(GENERATIONS)
+def number_of(name: str) -> int:
+    """Return the number of a generation; 0 if its name has none."""
+    text = name.removeprefix(generations.PREFIX)
     return int(text) if text.isdecimal() and len(text) < 10 else 0
 
 
-def _get(backend: Backend, name: str) -> bytes | None:
+def _read_hashed(backend: Backend, entries: Iterable[Entry], advance: Advance) -> _Seen:
+    seen = _Seen(set(), set(), {}, set(), Counter())
+    judge = Verifier(bytes(ID_SIZE), backend.location)
+    queue: deque[tuple[str, Future[bytes | None]]] = deque()
+
+    def owner(entry: Entry) -> bytes | None:
+        """Return the repository id in an object; None if it has other bytes than were written."""
+        try:
+            data = backend.get(entry.name)
+        finally:
+            advance(entry.size)
+        return (
+            data[HEADER_SIZE - ID_SIZE : HEADER_SIZE] if judge.verifies(entry.name, data) else None
+        )
+
+    def note(name: str, future: Future[bytes | None]) -> None:
+        try:
+            found = future.result()
+        except ObjectMissing:
+            seen.vanished.add(name)
+        except RemetalError as error:
+            seen.unreadable[name] = error.message
+        else:
+            if found is None:
+                seen.damaged.add(name)
+            else:
+                seen.intact.add(name)
+                seen.owners[found] += 1
+
+    with ThreadPoolExecutor(_READERS, thread_name_prefix="repair") as pool:
+        for entry in entries:
+            while len(queue) >= _IN_FLIGHT:
+                note(*queue.popleft())
+            queue.append((entry.name, pool.submit(owner, entry)))
+        while queue:
+            note(*queue.popleft())
+    return seen
+
+
+def _read(backend: Backend, name: str, seen: _Seen) -> bytes | None:
     try:
         return backend.get(name)
-    except RemetalError:
-        return None
+    except ObjectMissing:
+        seen.vanished.add(name)
+    except RemetalError as error:
+        seen.unreadable[name] = error.message
+    return None
+
+
+def _majority(backend: Backend, owners: Counter[bytes]) -> bytes:
+    if owners:
+        return owners.most_common(1)[0][0]
+    try:
+        config = backend.get(CONFIG_NAME)
+    except RemetalError as error:
+        raise NotARepository(f"there is no repository at {backend.location}") from error
+    Configuration.decode(config, backend.location)
+    return repository_id(config)

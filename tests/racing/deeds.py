@@ -82,7 +82,7 @@ def repair(tiny: Tiny) -> list[str]:
     made = repair_work.plan(
         backend, [], lambda r: r.credential_keys(tiny.credential), lambda _: None
     )
-    result = repair_work.execute(backend, [], lambda r: r.credential_keys(tiny.credential), made)
+    result = repair_work.execute(backend, lambda r: r.credential_keys(tiny.credential), made)
     failed = [name for name, _ in result.failed]
     return [item.name for item in made.broken] + failed
 

@@ -150,7 +150,7 @@ def _keys_of(world: World) -> Callable[[Repository], GroupKeys | None]:
 def _repair(world: World, root: Path, _scratch: Path) -> Done:
     backend = Repository.open(str(root)).backend
     made = repair_work.plan(backend, [], _keys_of(world), lambda _: None)
-    result = repair_work.execute(backend, [], _keys_of(world), made)
+    result = repair_work.execute(backend, _keys_of(world), made)
     broken, _ = repair_work.touched_by(backend, made, result, _keys_of(world))
     return {"broken": "; ".join(item.name for item in broken)}
 

@@ -96,5 +96,5 @@ def test_parity_brings_a_pack_back(old: Path) -> None:
     before = backend.get(largest.name)
     backend.delete(largest.name)
     made = repair.plan(backend, (), lambda _: None, lambda _: None)
-    repair.execute(backend, (), lambda _: None, made)
+    repair.execute(backend, lambda _: None, made)
     assert backend.get(largest.name) == before

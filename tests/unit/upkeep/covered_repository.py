@@ -10,7 +10,7 @@ from imager.repository.repository import Repository
 from imager.repository.retrieval import Unlocked, open_image
 from imager.repository.volume_map import chunk_ids
 from imager.upkeep import parity, repair
-from imager.upkeep.repair_touched import Touched
+from imager.upkeep.repair_images import Touched
 from tests.conftest import Tiny
 
 ONE = {"disk0": random.Random(1).randbytes(3 << 20)}
@@ -38,7 +38,7 @@ def run(
     others = [DirectoryBackend(copy) for copy in copies]
     keys = keys or keys_of(tiny)
     plan = repair.plan(backend, others, keys, lambda _: None)
-    result = repair.execute(backend, others, keys, plan)
+    result = repair.execute(backend, keys, plan)
     assert result.failed == ()
     broken, touched = repair.touched_by(backend, plan, result, keys)
     return sorted(item.name for item in broken), touched

@@ -19,6 +19,7 @@ from imager.repository import parity_object
 from imager.repository.backend.directory import DirectoryBackend
 from imager.repository.parity_object import Member
 from imager.upkeep import parity, repair
+from imager.upkeep.repair_scan import State
 from tests.conftest import Tiny
 from tests.unit.upkeep.covered_repository import (
     ONE,
@@ -148,10 +149,10 @@ def test_what_came_back_meanwhile_is_not_touched(covered: Tiny) -> None:
     good = pack.read_bytes()
     flip(pack, 100)
     plan = repair.plan(backend, [], no_keys, lambda _: None)
-    assert [step.state for step in plan.steps] == [repair.DAMAGED]
+    assert [step.state for step in plan.steps] == [State.DAMAGED]
     pack.write_bytes(good)
     before = pack.stat()
-    repair.execute(backend, [], no_keys, plan)
+    repair.execute(backend, no_keys, plan)
     assert (pack.stat().st_ino, pack.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 

@@ -116,7 +116,7 @@ def test_stopped_between_any_two_writes(
 
         def work(backend: Backend = stopping) -> None:
             plan = repair.plan(backend, [], no_keys, lambda _: None)
-            repair.execute(backend, [], no_keys, plan)
+            repair.execute(backend, no_keys, plan)
 
         code = in_child(work)
         intact = content(covered)
