@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from imager.commands.secrets import credential_option, load_keys_if_any, recovery_options
-from imager.console import Output, verb
+from imager.console import Location, Output, verb
 from imager.errors import ChecksFailed, RepairIncomplete, RepositoryError, UsageError
 from imager.repository.backend.opening import open_backend
 from imager.repository.keyring import GroupKeys
@@ -16,8 +16,8 @@ from imager.upkeep.repair_scan import State, total_bytes
 from imager.upkeep.repair_sources import Source
 
 
-@click.command()
-@click.argument("repo")
+@click.command(short_help="Bring lost and damaged objects in REPO back.")
+@click.argument("repo", type=Location())
 @click.option(
     "--from",
     "others",
