@@ -37,10 +37,10 @@ from imager.repository.removals import KEEP_REMOVED, read_removals
 from imager.repository.repository import Repository
 from imager.upkeep import parity, repair_index
 from imager.upkeep.parity_shares import StoredGroup
-from imager.upkeep.repair_images import Broken, Survey, Touched, survey
+from imager.upkeep.repair_images import Broken, Survey, Touched, survey, taken_at
 from imager.upkeep.repair_scan import STASH, Scan, State, Verifier, identify
 from imager.upkeep.repair_scan import scan as scan_objects
-from imager.upkeep.repair_sources import Sources, Step, View, good_bytes
+from imager.upkeep.repair_sources import Source, Sources, Step, View, good_bytes
 from imager.upkeep.repair_write import (
     Failed,
     clear_stashes,
@@ -218,12 +218,36 @@ def _look(
     lost: frozenset[str],
     removed: frozenset[str],
 ) -> _Look:
-    """Find out what images need, and look for a source of that too."""
+    """Find out what images need, look for a source of that too, and settle what nothing needs."""
     for name in [n for n in sources.steps if n.startswith(index_format.PREFIX)]:
         if sources.steps[name].state is State.MISSING and not repair_index.is_useful(
             repository, keys, name, removed
         ):
             sources.withdraw(name)
+    images = _find_needed(repository, keys, found, sources, copies, removed)
+    _keep_times(images, found, sources)
+    gone = {
+        name
+        for name, state in sources.waiting.items()
+        if state is State.MISSING and not _is_wanted(name, images)
+    }
+    for name in gone:
+        del sources.waiting[name]
+    there = {entry.name for entry in repository.backend.list("")}
+    gone |= {n for n in lost if n in removed or n.startswith(index_format.PREFIX)} - there
+    any_pack = any(name.startswith(pack_format.PREFIX) for name in there)
+    return _Look(images, frozenset(gone - sources.waiting.keys()), any_pack and not images.named)
+
+
+def _find_needed(
+    repository: Repository,
+    keys: GroupKeys,
+    found: Scan,
+    sources: Sources,
+    copies: Sequence[Backend],
+    removed: frozenset[str],
+) -> Survey:
+    """Look for packs that images need until nothing more comes back, and return what maps say then."""
     other_indexes = _indexes_of(copies, found, sources)
     offered: set[str] = set()
     while True:
@@ -242,23 +266,27 @@ def _look(
     for name in offered:
         if not repair_index.is_useful(repository, keys, name, images.missing):
             sources.withdraw(name)
-    gone = {
-        name
-        for name, state in sources.waiting.items()
-        if state is State.MISSING
-        and (
-            name.startswith(index_format.PREFIX)
-            or (
-                name.startswith(pack_format.PREFIX) and images.is_sure and name not in images.needed
-            )
-        )
-    }
-    for name in gone:
-        del sources.waiting[name]
-    there = {entry.name for entry in repository.backend.list("")}
-    gone |= {n for n in lost if n in removed or n.startswith(index_format.PREFIX)} - there
-    any_pack = any(name.startswith(pack_format.PREFIX) for name in there)
-    return _Look(images, frozenset(gone - sources.waiting.keys()), any_pack and not images.named)
+    return images
+
+
+def _is_wanted(name: str, images: Survey) -> bool:
+    """Whether something that is lost and has no source is a loss."""
+    if name.startswith(index_format.PREFIX):
+        return False  # a new one is made, if any pack needs it
+    return not name.startswith(pack_format.PREFIX) or not images.is_sure or name in images.needed
+
+
+def _keep_times(images: Survey, found: Scan, sources: Sources) -> None:
+    """See to it that a lost image which parity gives back does not become the newest."""
+    for image in images.images:
+        step = sources.steps.get(image_format.PREFIX + image.id)
+        if (
+            step is not None
+            and step.state is State.MISSING
+            and step.source is Source.PARITY
+            and step.taken is not None
+        ):
+            sources.was_taken(step.name, taken_at(image, step.taken, found.entries))
 
 
 def _indexes_of(copies: Sequence[Backend], found: Scan, sources: Sources) -> set[str]:
@@ -347,10 +375,11 @@ def execute(backend: Backend, keys_of: KeysOf, made_plan: RepairPlan) -> Repaire
         raise NotARepository("this is not the repository that the repair was planned for")
     done: list[str] = []
     failed: Failed = []
+    clock = backend.now() if made_plan.steps else 0.0
     for step in made_plan.steps:
         try:
             data = made_plan.sources.fetch(step, set(done))
-            put_back(backend, verifier, step.name, data)
+            put_back(backend, verifier, step.name, data, _time_of(step, clock))
         except ObjectDamaged as error:
             failed.append((step.name, error))
         else:
@@ -367,6 +396,11 @@ def execute(backend: Backend, keys_of: KeysOf, made_plan: RepairPlan) -> Repaire
         done += repair_index.rebuild(repository, keys)
         drop(backend, verifier, made_plan.drop_indexes)
     return Repaired(tuple(done), tuple(failed))
+
+
+def _time_of(step: Step, clock: float) -> float | None:
+    """Return the time an object keeps, if any is known; a copy's clock can't put it past now."""
+    return None if step.taken is None else min(step.taken, clock)
 
 
 def _drop_removals(backend: Backend, made_plan: RepairPlan) -> None:

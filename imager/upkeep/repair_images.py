@@ -9,6 +9,8 @@ import numpy as np
 from imager.errors import UntrustedObject
 from imager.repository import generations
 from imager.repository import image as image_format
+from imager.repository import index as index_format
+from imager.repository.backend.protocol import Entry
 from imager.repository.configuration import CONFIG_NAME
 from imager.repository.header import PackKind
 from imager.repository.image import SealedImage
@@ -17,6 +19,7 @@ from imager.repository.keyring import GroupKeys
 from imager.repository.parity_object import BLOCK
 from imager.repository.repository import Problem, Repository
 from imager.repository.retrieval import MapReader
+from imager.repository.standing import seconds_of
 from imager.upkeep.check_maps import Ids, MapWalk, Watched
 from imager.upkeep.repair_scan import State
 
@@ -70,6 +73,7 @@ class Survey:
             known; else more may be needed.
         needs_index: whether packs that images need are named in no index.
         named: packs that the indexes name.
+        images: those that can be read.
     """
 
     touched: tuple[Touched, ...]
@@ -78,6 +82,7 @@ class Survey:
     is_sure: bool
     needs_index: bool
     named: frozenset[str]
+    images: tuple[SealedImage, ...]
 
 
 def survey(repository: Repository, keys: GroupKeys, broken: Mapping[str, Broken]) -> Survey:
@@ -131,7 +136,25 @@ def survey(repository: Repository, keys: GroupKeys, broken: Mapping[str, Broken]
         is_sure,
         needs_index,
         frozenset(index.names(~index.is_unlisted)),
+        tuple(images),
     )
+
+
+def taken_at(image: SealedImage, latest: float, listed: Mapping[str, Entry]) -> float:
+    """Return when the store took an image that was lost, as far as anybody can tell.
+
+    That is what its summary says, which is by the clock of a machine; so it counts only within what
+    the store knows: not later than when the image is known to have been there, and not earlier
+    than the indexes that its capture wrote right before it.
+
+    Args:
+        image: the image.
+        latest: seconds since the epoch by the store's clock.
+        listed: all objects by name.
+    """
+    indexes = [index_format.PREFIX + digest for digest in image.summary.indexes]
+    earliest = max((listed[n].modified for n in indexes if n in listed), default=0.0)
+    return min(max(seconds_of(image.summary.finished), earliest), latest)
 
 
 def _unreadable(

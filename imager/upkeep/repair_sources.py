@@ -3,7 +3,7 @@
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final, TypeVar
 
@@ -47,6 +47,8 @@ class Step:
         source: where its bytes come from.
         place: id of the parity group, location of the copy, or name of the stash.
         size: bytes.
+        taken: when the store took it first: known of what is damaged; of what is missing the
+            earliest time at which it is known to have been there, or None.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Step:
     source: Source
     place: str
     size: int
+    taken: float | None = None
 
 
 class Sources:
@@ -90,6 +93,7 @@ class Sources:
         self._pending: set[bytes] = set()
         # Copies that were asked for an object and have nothing good.
         self._asked: set[tuple[str, str]] = set()
+        self._times: dict[str, dict[str, float]] = {}
 
     def want(self, names: Iterable[str], state: State) -> None:
         """Look for these too, unless they have a source already."""
@@ -114,6 +118,10 @@ class Sources:
             return False
         del self.steps[name]
         return True
+
+    def was_taken(self, name: str, when: float) -> None:
+        """Note that the store took an object at that time, as far as anybody can tell."""
+        self.steps[name] = replace(self.steps[name], taken=when)
 
     def groups_of(self, name: str) -> list[StoredGroup]:
         """Return the parity groups that cover an object."""
@@ -200,13 +208,39 @@ class Sources:
         return {group.table.id for group in self.groups_of(name)}
 
     def _add(self, name: str, source: Source, place: str, size: int) -> None:
-        self.steps[name] = Step(name, self.waiting.pop(name), source, place, size)
+        state = self.waiting.pop(name)
+        taken = self._taken(name, source, place)
+        self.steps[name] = Step(name, state, source, place, size, taken)
         self._pending |= self._groups_with(name)
         if name == CONFIG_NAME or is_generation(name):
             self._judge()
             for other in self.waiting:
                 if is_generation(other):
                     self._pending |= self._groups_with(other)
+
+    def _taken(self, name: str, source: Source, place: str) -> float | None:
+        entries = self._found.entries
+        if name in entries:
+            return entries[name].modified
+        if source is Source.STASH:
+            return self._found.stashes[place].modified
+        if source is Source.PARITY:
+            shares = self._found.groups[bytes.fromhex(place)].shares.values()
+            return min(
+                (entries[share].modified for share in shares if share in entries), default=None
+            )
+        return self._times_at(place).get(name)
+
+    def _times_at(self, place: str) -> dict[str, float]:
+        """Return when the copy at a place took its objects; it is listed once."""
+        if place not in self._times:
+            self._times[place] = {
+                entry.name: entry.modified
+                for copy in self._copies
+                if copy.location == place
+                for entry in copy.list("")
+            }
+        return self._times[place]
 
     def _judge(self) -> None:
         """Judge generations whose predecessor is known by now."""
@@ -319,9 +353,9 @@ class View:
                 there[name] = Entry(name, step.size, modified)
         yield from (there[name] for name in sorted(there))
 
-    def put_new(self, name: str, parts: Sequence[Buffer]) -> bool:
+    def put_new(self, name: str, parts: Sequence[Buffer], modified: float | None = None) -> bool:
         """Refuse: a plan writes nothing."""
-        del parts
+        del parts, modified
         raise OutputError(f"{name} can't be written while a repair is planned")
 
     def delete(self, name: str) -> None:

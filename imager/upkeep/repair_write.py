@@ -10,15 +10,24 @@ from imager.upkeep.repair_scan import STASH, Scan, State, Verifier
 Failed = list[tuple[str, RemetalError]]
 
 
-def put_back(backend: Backend, verifier: Verifier, name: str, data: bytes) -> None:
+def put_back(
+    backend: Backend, verifier: Verifier, name: str, data: bytes, taken: float | None = None
+) -> None:
     """Create an object, or replace it if it was read whole and has other bytes.
+
+    Args:
+        backend: where to.
+        verifier: of the repository.
+        name: of the object.
+        data: its bytes.
+        taken: when the store took it first, if that is known: a repaired image is no new one.
 
     Raises:
         ObjectDamaged: `data` does not verify, or what is there can't be read; it was left alone.
     """
     if not verifier.verifies(name, data):
         raise ObjectDamaged(f"the bytes for {name} do not verify")
-    if backend.put_new(name, [data]):
+    if backend.put_new(name, [data], taken):
         return
     match verifier.state_at(backend, name):
         case State.INTACT:
@@ -26,19 +35,19 @@ def put_back(backend: Backend, verifier: Verifier, name: str, data: bytes) -> No
         case State.UNREADABLE:
             raise ObjectDamaged(f"{name} can't be read now, so it was left alone")
         case State.MISSING:
-            backend.put_new(name, [data])
+            backend.put_new(name, [data], taken)
             return
         case State.DAMAGED:
             pass
     stash = STASH + name
     if (
-        not backend.put_new(stash, [data])
+        not backend.put_new(stash, [data], taken)
         and verifier.state_at(backend, name, stash) is not State.INTACT
     ):
         backend.delete(stash)
-        backend.put_new(stash, [data])
+        backend.put_new(stash, [data], taken)
     backend.delete(name)
-    backend.put_new(name, [data])
+    backend.put_new(name, [data], taken)
     if verifier.state_at(backend, name) is State.INTACT:
         backend.delete(stash)
 

@@ -91,6 +91,13 @@ def test_clock_is_that_of_the_listing(backend: Backend) -> None:
     assert [entry.name for entry in backend.list("")] == ["images/a"]
 
 
+def test_what_is_brought_back_may_keep_its_time(backend: Backend) -> None:
+    before = backend.now()
+    backend.put_new("images/a", [b"a"], before - 5000)
+    modified = next(iter(backend.list("images/"))).modified
+    assert modified == pytest.approx(before - 5000, abs=2) or before <= modified <= backend.now()
+
+
 def _put(backend: Backend, number: int) -> bool:
     return backend.put_new("images/contested", [bytes([number]) * 100_000])
 

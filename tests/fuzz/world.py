@@ -42,7 +42,8 @@ class Memory:
     objects: dict[str, bytes] = field(default_factory=dict)
     location: str = "memory"
 
-    def put_new(self, name: str, parts: Sequence[Buffer]) -> bool:
+    def put_new(self, name: str, parts: Sequence[Buffer], modified: float | None = None) -> bool:
+        del modified
         fresh = name not in self.objects
         self.objects.setdefault(name, b"".join(parts))
         return fresh

@@ -42,9 +42,9 @@ class HeldBackend(DirectoryBackend):
         self._pipe = pipe
         self._calls = 0
 
-    def put_new(self, name: str, parts: Sequence[Buffer]) -> bool:
+    def put_new(self, name: str, parts: Sequence[Buffer], modified: float | None = None) -> bool:
         self._meet("put_new", name)
-        return super().put_new(name, parts)
+        return super().put_new(name, parts, modified)
 
     def get(self, name: str) -> bytes:
         self._meet("get", name)

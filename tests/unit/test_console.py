@@ -66,7 +66,9 @@ def test_no_summary_is_cut_off(words: list[str], capsys: pytest.CaptureFixture[s
     assert not cut
 
 
-@pytest.mark.parametrize("words", ["check ", "prune ", "repair ", "key list ", "hold ", "drill ", "show "])
+@pytest.mark.parametrize(
+    "words", ["check ", "prune ", "repair ", "key list ", "hold ", "drill ", "show "]
+)
 def test_completion_of_a_repository_is_a_directory(words: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", "from imager.console import cli; cli(prog_name='remetal')"],

@@ -50,7 +50,7 @@ class DirectoryBackend:
         """The directory."""
         return str(self._root)
 
-    def put_new(self, name: str, parts: Sequence[Buffer]) -> bool:
+    def put_new(self, name: str, parts: Sequence[Buffer], modified: float | None = None) -> bool:
         """Create an object; see `protocol.Backend.put_new`."""
         target = self._path(name)
         incoming = self._root / _INCOMING
@@ -63,7 +63,7 @@ class DirectoryBackend:
             self._make_directory(incoming)
             self._make_directory(target.parent)
             try:
-                _write_durably(temporary, parts)
+                _write_durably(temporary, parts, modified)
                 os.link(temporary, target)
             except FileExistsError:
                 _flush_directory(target.parent)
@@ -228,11 +228,14 @@ def _is_fixed(path: Path) -> bool:
     return bool(flags & (_IMMUTABLE | _APPEND_ONLY))
 
 
-def _write_durably(path: Path, parts: Sequence[Buffer]) -> None:
+def _write_durably(path: Path, parts: Sequence[Buffer], modified: float | None) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         for first in range(0, len(parts), _MOST_PARTS):
             _write_all(descriptor, parts[first : first + _MOST_PARTS])
+        if modified is not None:
+            with contextlib.suppress(OSError):
+                os.utime(descriptor, (modified, modified))
         os.fsync(descriptor)
     finally:
         os.close(descriptor)

@@ -34,11 +34,17 @@ class Backend(Protocol):
         """The place as the user wrote it."""
         ...
 
-    def put_new(self, name: str, parts: Sequence[Buffer]) -> bool:
+    def put_new(self, name: str, parts: Sequence[Buffer], modified: float | None = None) -> bool:
         """Create an object from the joined parts, durably.
 
         When this returns, the object survives a power cut. When it raises, there is no object of
         that name, or it is there whole but may not survive a power cut.
+
+        Args:
+            name: of the object.
+            parts: its bytes.
+            modified: only for what is brought back: when this store took it first. A store that
+                can't keep a time that is given takes its own.
 
         Returns:
             Whether it was created; False when the name was there already (it is left as it is).

@@ -40,9 +40,9 @@ class Stopping:
             os._exit(9)
         self._left -= 1
 
-    def put_new(self, name: str, parts: Sequence[Buffer]) -> bool:
+    def put_new(self, name: str, parts: Sequence[Buffer], modified: float | None = None) -> bool:
         self._count()
-        return self._inner.put_new(name, parts)
+        return self._inner.put_new(name, parts, modified)
 
     def delete(self, name: str) -> None:
         self._count()
