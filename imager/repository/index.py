@@ -6,10 +6,13 @@ searches over the first eight bytes of the ids, vectorised, and then compare all
 
 import copy
 import hashlib
+import heapq
+import itertools
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Final
+from operator import itemgetter
+from typing import BinaryIO, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +24,7 @@ from imager.repository.header import HEADER_SIZE, NO_KIND, Header, Magic, PackKi
 from imager.repository.ids import NOWHERE, Ids, distinct, find, is_sorted, order, words
 from imager.repository.names import PACKS, digest_of
 from imager.repository.pack import Entries, object_name
-from imager.repository.scratch import Parted
+from imager.repository.scratch import Parted, scratch_file
 from imager.repository.sorted_rows import Found, SortedRows
 
 PREFIX: Final = "indexes/"
@@ -138,14 +141,21 @@ class Merger:
 
     Args:
         segments: to begin with.
+        base: what others say together, in a file.
     """
 
-    def __init__(self, segments: Iterable[Segment] = ()) -> None:
-        self._claims = [np.empty(0, dtype=_CLAIM)]
-        self._packs = 0
+    def __init__(self, segments: Iterable[Segment] = (), base: "Merged | None" = None) -> None:
+        self._base = base
+        self._claims = [np.empty(0, dtype=_CLAIM) if base is None else _claims_of(base)]
+        self._packs = len(self._claims[0])
         self._rows = Parted(ENTRY)
         for segment in segments:
             self.add(segment)
+
+    @property
+    def is_large(self) -> bool:
+        """Whether what was merged so far lies in a file."""
+        return self._base is not None or self._rows.is_spilled
 
     def add(self, segment: Segment, *, is_listed: bool = True) -> None:
         """Take a segment in; a pack that several name is one pack.
@@ -168,13 +178,22 @@ class Merger:
         """Return the digests of the packs that were named so far, each once, sorted."""
         return distinct(np.concatenate(self._claims)["digest"])[0]
 
-    def merge(self) -> "Merged":
-        """Return what all segments say together."""
+    def merge(self, file: BinaryIO | None = None) -> "Merged":
+        """Return what all segments say together.
+
+        Args:
+            file: new and empty, for the rows if they are many; else they go to a scratch file.
+
+        Raises:
+            OutputError: there is no room for them.
+        """
+        if self._base is not None and len(self._claims) == 1:
+            return self._base
         claims = np.concatenate(self._claims)
         digests, places = distinct(claims["digest"])
-        rows = SortedRows(
-            self._sorted(places.astype(np.uint32)), ENTRY, in_file=self._rows.is_spilled
-        )
+        if self.is_large and file is None:
+            file = scratch_file()
+        rows = SortedRows(self._sorted(places.astype(np.uint32)), ENTRY, file)
         is_unlisted = np.ones(len(digests), dtype=bool)
         is_unlisted[places[claims["is_listed"]]] = False
         of_kind = {kind: np.zeros(len(digests), dtype=bool) for kind in PackKind}
@@ -183,7 +202,11 @@ class Merger:
         return Merged(digests, is_unlisted, of_kind, rows)
 
     def _sorted(self, places: NDArray[np.uint32]) -> Iterator[Entries]:
-        for _, rows in self._rows.parts():
+        old = iter(()) if self._base is None else self._base.rows.parts()
+        new = self._rows.parts(split=self._base is not None)
+        both = heapq.merge(old, new, key=itemgetter(0))
+        for _, part in itertools.groupby(both, key=itemgetter(0)):
+            rows = np.concatenate([rows for _, rows in part], dtype=ENTRY)
             rows["pack"] = places[rows["pack"]]
             yield _each_once(rows)
 
@@ -203,6 +226,21 @@ class Merged:
     is_unlisted: NDArray[np.bool_]
     of_kind: dict[PackKind, NDArray[np.bool_]]
     rows: SortedRows
+
+
+def _claims_of(base: Merged) -> NDArray[np.void]:
+    """Return the claims of what was merged before: first one of each pack, by number."""
+    kinds = np.array([base.of_kind[kind] for kind in PackKind])
+    first = kinds.argmax(axis=0)
+    others = kinds.copy()
+    others[first, np.arange(len(first))] = False
+    rows, packs = np.nonzero(others)
+    claims = np.zeros(len(first) + len(packs), dtype=_CLAIM)
+    packs = np.concatenate([np.arange(len(first)), packs])
+    claims["digest"] = base.digests[packs]
+    claims["kind"] = np.array(list(PackKind), dtype=np.uint8)[np.concatenate([first, rows])]
+    claims["is_listed"] = ~base.is_unlisted[packs]
+    return claims
 
 
 class Index:

@@ -27,6 +27,7 @@ Two captures that send the same new chunk at the same time store it twice; the n
 import hashlib
 import secrets as random
 from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -65,6 +66,7 @@ from imager.repository.header import ID_SIZE, PackKind, StatementKind
 from imager.repository.ids import NOWHERE, Ids, find
 from imager.repository.image import SealedImage
 from imager.repository.index import Index, Merger, Segment
+from imager.repository.index_cache import IndexCache
 from imager.repository.keyring import Credential, GroupKeys
 from imager.repository.listing import PackListing
 from imager.repository.names import FOLDERS, is_object
@@ -319,7 +321,16 @@ class Repository:
         not sent again.
         """
         problems: list[Problem] = []
-        merger = Merger(self._segments(keys, problems))
+        there = {entry.name for entry in self.backend.list(index_format.PREFIX)}
+        cache = IndexCache(self.id, keys.group)
+        base = cache.load(there)
+        names = set() if base is None else set(base.names)
+        merger = Merger(base=None if base is None else base.merged)
+        for name, segment in self._segments(names, keys, problems):
+            merger.add(segment)
+            names.add(name)
+        if merger.is_large and (base is None or names != base.names):
+            merger = Merger(base=cache.keep(merger, names))
         listed = merger.digests()
         for segment in self._unlisted(listed, keys, problems):
             merger.add(segment, is_listed=False)
@@ -354,9 +365,11 @@ class Repository:
             return False
         return end.endswith(pack_format.TRAILER_MAGIC)
 
-    def _segments(self, keys: GroupKeys, problems: list[Problem]) -> Iterator[Segment]:
-        """Read all indexes; when one goes meanwhile, a prune has put others in its place."""
-        known: set[str] = set()
+    def _segments(
+        self, known: AbstractSet[str], keys: GroupKeys, problems: list[Problem]
+    ) -> Iterator[tuple[str, Segment]]:
+        """Read all other indexes; when one goes meanwhile, a prune has put others in its place."""
+        known = set(known)
         for _ in range(_LISTINGS):
             missing: list[Problem] = []
             for entry in self.backend.list(index_format.PREFIX):
@@ -371,7 +384,7 @@ class Repository:
                 except RemetalError as error:
                     problems.append(Problem(entry.name, error))
                 else:
-                    yield segment
+                    yield entry.name, segment
                 known.add(entry.name)
             if not missing:
                 return

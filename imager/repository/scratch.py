@@ -22,16 +22,26 @@ _PARTS: Final = 256
 Rows = NDArray[Any]
 
 
+def cache_folder() -> Path:
+    """Return the folder for what can be lost at any time; it is made if need be.
+
+    Raises:
+        OSError: it can't be made.
+        RuntimeError: nobody knows the home of this user.
+    """
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "remetal"
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return home
+
+
 def scratch_file() -> BinaryIO:
     """Return a new file without a name.
 
     Raises:
         OutputError: there is no place for one.
     """
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "remetal"
     try:
-        home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return tempfile.TemporaryFile(dir=home)
+        return tempfile.TemporaryFile(dir=cache_folder())
     except (OSError, RuntimeError):
         pass
     try:
@@ -74,6 +84,11 @@ class Parted:
         self._places: list[list[tuple[int, int]]] = [[] for _ in range(_PARTS)]
 
     @property
+    def is_empty(self) -> bool:
+        """Whether there are no rows."""
+        return self._file is None and not self._count
+
+    @property
     def is_spilled(self) -> bool:
         """Whether rows lie in a file."""
         return self._file is not None
@@ -89,13 +104,22 @@ class Parted:
         if self._count >= MANY_ROWS:
             self._spill()
 
-    def parts(self) -> Iterator[tuple[int, Rows]]:
+    def parts(self, *, split: bool = False) -> Iterator[tuple[int, Rows]]:
         """Yield the least first byte and the rows of each part, in the order of first bytes.
 
         Rows of a part are in no order. It can be asked for as often as needed.
+
+        Args:
+            split: whether rows in memory come in parts, too.
         """
         if self._file is None:
-            yield 0, self._joined()
+            if not split:
+                yield 0, self._joined()
+                return
+            rows, counts = self._in_order()
+            ends = np.cumsum(counts)
+            for first in np.flatnonzero(counts).tolist():
+                yield first, rows[ends[first] - counts[first] : ends[first]]
             return
         if self._pieces:
             self._spill()
@@ -111,14 +135,18 @@ class Parted:
         # Else numpy would turn integers into the byte order of the machine.
         return np.concatenate([np.empty(0, self._dtype), *self._pieces], dtype=self._dtype)
 
+    def _in_order(self) -> tuple[Rows, NDArray[np.intp]]:
+        """Return what is in memory by first bytes, and how many rows there are of each."""
+        rows = self._joined()
+        heads = rows.view(np.uint8).reshape(len(rows), self._dtype.itemsize)[:, 0]
+        return rows[np.argsort(heads, kind="stable")], np.bincount(heads, minlength=_PARTS)
+
     def _spill(self) -> None:
         if self._file is None:
             self._file = scratch_file()
-        rows = self._joined()
-        heads = rows.view(np.uint8).reshape(len(rows), self._dtype.itemsize)[:, 0]
-        rows = rows[np.argsort(heads, kind="stable")]
+        rows, counts = self._in_order()
         start = self._file.tell()
-        for places, count in zip(self._places, np.bincount(heads, minlength=_PARTS), strict=True):
+        for places, count in zip(self._places, counts, strict=True):
             length = int(count) * self._dtype.itemsize
             if length:
                 places.append((start, length))

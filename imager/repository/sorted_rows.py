@@ -5,16 +5,17 @@ was asked for (since Linux 6.18 whole large folios), so random look-ups in a map
 gigabytes soon have all of it in the memory of the process.
 """
 
+import itertools
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from imager.repository.ids import heads
-from imager.repository.scratch import Rows, scratch_file, write
+from imager.repository.scratch import Rows, write
 
 # Of so many rows the head of one is in memory; a look-up reads those after it.
 _STRIDE: Final = 1 << 6
@@ -44,34 +45,44 @@ class SortedRows:
     Args:
         parts: the rows in order.
         dtype: of them.
-        in_file: whether they go to a scratch file; else there is one part.
+        file: new and empty, where they go; without it they stay in memory, and there is one part.
+
+    Attributes:
+        file: where they lie, from its beginning; None in memory.
+        fences: first eight bytes of the id of the first row, and of others at equal distances.
 
     Raises:
-        OutputError: there is no room for a scratch file.
+        OutputError: there is no room in the file.
     """
 
-    def __init__(self, parts: Iterable[Rows], dtype: np.dtype[Any], *, in_file: bool) -> None:
+    def __init__(
+        self, parts: Iterable[Rows], dtype: np.dtype[Any], file: BinaryIO | None = None
+    ) -> None:
         self._dtype = dtype
-        self._file: BinaryIO | None = scratch_file() if in_file else None
+        self.file = file
         self._rows: Rows = np.empty(0, dtype=dtype)
         self._count = 0
         fences = []
         for rows in parts:
             fences.append(heads(rows["id"][-self._count % _STRIDE :: _STRIDE]))
             self._count += len(rows)
-            if self._file is None:
+            if self.file is None:
                 self._rows = rows
             else:
-                write(self._file, rows)
-        self._fences = np.concatenate([np.empty(0, dtype=np.uint64), *fences])
+                write(self.file, rows)
+        self.fences = np.concatenate([np.empty(0, dtype=np.uint64), *fences])
+
+    @classmethod
+    def found_in(
+        cls, file: BinaryIO, count: int, fences: NDArray[np.uint64], dtype: np.dtype[Any]
+    ) -> Self:
+        """Return rows that were written to a file before."""
+        found = cls((), dtype, file)
+        found._count, found.fences = count, fences
+        return found
 
     def __len__(self) -> int:
         return self._count
-
-    @property
-    def in_file(self) -> bool:
-        """Whether they lie in a file."""
-        return self._file is not None
 
     def windows(self) -> Iterator[Rows]:
         """Yield all rows in order, some at a time; those whose ids begin alike are never parted."""
@@ -87,12 +98,25 @@ class SortedRows:
                 yield rows[:end]
             start += end
 
+    def parts(self) -> Iterator[tuple[int, Rows]]:
+        """Yield the rows of each first byte of ids, in order, with that byte."""
+        bounds = [self._first_row(byte << 56) for byte in range(256)] + [self._count]
+        for byte, (start, end) in enumerate(itertools.pairwise(bounds)):
+            if start < end:
+                yield byte, self._read(start, end - start)
+
+    def _first_row(self, head: int) -> int:
+        """Return the first row whose id begins with this or more."""
+        start = max(int(np.searchsorted(self.fences, np.uint64(head))) - 1, 0) * _STRIDE
+        rows = self._read(start, min(_STRIDE, self._count - start))
+        return start + int(np.searchsorted(heads(rows["id"]), np.uint64(head)))
+
     def beginning_as(self, ids: NDArray[np.void]) -> Iterator[Found]:
         """Yield all rows whose ids have the first eight bytes of one of some ids (dtype V32)."""
         for start in range(0, len(ids), _BATCH):
             keys = heads(ids[start : start + _BATCH])
-            blocks = np.maximum(np.searchsorted(self._fences, keys) - 1, 0)
-            asked = np.flatnonzero(blocks < len(self._fences))
+            blocks = np.maximum(np.searchsorted(self.fences, keys) - 1, 0)
+            asked = np.flatnonzero(blocks < len(self.fences))
             while len(asked):
                 numbers, rows = self._blocks(blocks[asked])
                 hits = (heads(rows["id"]).reshape(len(asked), -1) == keys[asked, None]).ravel()
@@ -101,24 +125,24 @@ class SortedRows:
                 yield Found(numbers[hits], start + owners, rows[hits])
                 # Hardly ever they go on in the next block.
                 blocks[asked] += 1
-                asked = asked[blocks[asked] < len(self._fences)]
-                asked = asked[self._fences[blocks[asked]] <= keys[asked]]
+                asked = asked[blocks[asked] < len(self.fences)]
+                asked = asked[self.fences[blocks[asked]] <= keys[asked]]
 
     def _read(self, start: int, count: int) -> Rows:
-        if self._file is None:
+        if self.file is None:
             return self._rows[start : start + count]
         size = self._dtype.itemsize
-        data = os.pread(self._file.fileno(), count * size, start * size)
+        data = os.pread(self.file.fileno(), count * size, start * size)
         return np.frombuffer(data, dtype=self._dtype)
 
     def _blocks(self, blocks: NDArray[np.intp]) -> tuple[NDArray[np.intp], Rows]:
         """Return numbers and rows of some blocks; those after the last row are of no meaning."""
         numbers = (blocks[:, None] * _STRIDE + np.arange(_STRIDE)).ravel()
-        if self._file is None:
+        if self.file is None:
             return numbers, self._rows[np.minimum(numbers, self._count - 1)]
         rows = np.zeros(len(numbers), dtype=self._dtype)
         view, size = rows.view(np.uint8).data, _STRIDE * self._dtype.itemsize
-        descriptor = self._file.fileno()
+        descriptor = self.file.fileno()
         for place, block in enumerate(blocks.tolist()):
             os.preadv(descriptor, [view[place * size : (place + 1) * size]], block * size)
         return numbers, rows

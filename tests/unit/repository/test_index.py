@@ -88,8 +88,8 @@ def test_an_index_in_a_file_equals_one_in_memory(
     monkeypatch.setattr(sorted_rows, "_WINDOW", window)
     monkeypatch.setattr(sorted_rows, "_BATCH", 64)
     big = Index(segments)
-    assert not small._rows.in_file
-    assert big._rows.in_file
+    assert small._rows.file is None
+    assert big._rows.file is not None
     assert big.digests.tolist() == small.digests.tolist()
     assert big.sizes_needed().tolist() == small.sizes_needed().tolist()
     windows = list(big.windows())
