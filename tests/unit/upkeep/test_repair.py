@@ -111,7 +111,7 @@ def test_ten_packs_and_all_together(tiny: Tiny, tmp_path: Path) -> None:
     """Show 5 of the issue: ten packs with flipped bytes; then these, one deleted, one cut off."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pack_format, "TARGET_SIZE", 900_000)
-        tiny.add({"disk0": random.Random(3).randbytes(11 << 20)}, tmp_path, "one")
+        tiny.add({"disk0": random.Random(3).randbytes(14 << 20)}, tmp_path, "one")
         tiny.add(TWO, tmp_path, "two")
     cover(tiny, overhead=50)
     before = content(tiny)
@@ -121,10 +121,10 @@ def test_ten_packs_and_all_together(tiny: Tiny, tmp_path: Path) -> None:
         flip(path, number % 5 * parity_object.BLOCK + 77)
     assert run(tiny) == ([], ())
     assert content(tiny) == before
-    for number, path in enumerate(packs_of(tiny, "one")[:10]):
+    for number, path in enumerate(full[:10]):
         flip(path, number % 5 * parity_object.BLOCK + 77)
     packs_of(tiny, "two")[0].unlink()
-    os.truncate(packs_of(tiny, "one")[10], 100_000)
+    os.truncate(full[10], 100_000)
     shutil.rmtree(tiny.path / "indexes")
     os.truncate(tiny.path / "config", 10)
     assert run(tiny, keys=no_keys) == ([], ())
