@@ -47,6 +47,7 @@ from imager.repository.removals import (
 from imager.repository.repository import Problem, Repository
 from imager.repository.statement import RepackedBody
 from imager.upkeep.locks import Locks
+from imager.upkeep.parity_shares import read_groups
 from imager.upkeep.usage import Usage, measure
 
 DEFAULT_QUARANTINE: Final = 7 * DAY
@@ -188,8 +189,7 @@ def plan(
     condemned_images = {image for removal in due for image in removal.images}
     condemned_images &= {image.id for image in images}
     is_due = index.are(pack for removal in due for pack in removal.packs) & is_there
-    done = {r.name for r in removals.removed if clock - r.begins > KEEP_REMOVED}
-    done |= {removal.name for removal in due}
+    done = {removal.name for removal in (*due, *_served(repository, removals, clock))}
     locks = Locks(repository, keys)
     doomed = {object_of(image.id) for image in images if image.id in unwanted}
     kept = locks.of(doomed | set(index.names(is_due)) | done)
@@ -245,6 +245,24 @@ def plan(
         index,
         usage,
     )
+
+
+def _served(repository: Repository, removals: Removals, clock: float) -> list[Removal]:
+    """Return the REMOVED statements that nobody needs any more.
+
+    While parity names something of what one says, a repair learns from it that this is not lost.
+    """
+    old = [removal for removal in removals.removed if clock - removal.begins > KEEP_REMOVED]
+    covered = {
+        member.name
+        for group in (read_groups(repository.backend, repository.id)[0] if old else {}).values()
+        for member in group.table.members
+    }
+    return [
+        removal
+        for removal in old
+        if covered.isdisjoint(removal.packs) and covered.isdisjoint(map(object_of, removal.images))
+    ]
 
 
 def _perhaps_of_running(

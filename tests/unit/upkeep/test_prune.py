@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from imager.repository import pack
 from imager.repository.crypto.signing import Signer
 from imager.repository.header import ID_SIZE, NO_KIND, Header, Magic, PackKind, StatementKind
 from imager.repository.index import Segment
+from imager.repository.removals import read_removals
 from imager.repository.repository import Repository
 from imager.repository.retrieval import Unlocked, open_image
 from imager.repository.session import Session
@@ -352,6 +354,34 @@ def test_what_stays_is_covered_by_parity_after_a_prune(tiny: Tiny, tmp_path: Pat
     assert packs(tiny) <= left
     assert f"images/{old}" not in left
     assert content(tiny.open(), tiny, new) == {"a": text}
+
+
+def test_what_was_removed_is_told_while_parity_names_it(tiny: Tiny, tmp_path: Path) -> None:
+    """A parity run that was stopped left a group beside the prune: a repair must not take it for lost."""
+    old = tiny.add({"a": data()}, tmp_path)
+    tiny.add({"a": data()}, tmp_path)
+    repository = tiny.open()
+    parity.execute(
+        repository.backend,
+        repository.id,
+        parity.plan(repository.backend, repository.id),
+        lambda _: None,
+    )
+    stale = tmp_path / "stale"
+    shutil.copytree(tiny.path / "parity", stale)
+    prune(tiny, frozenset({old}))
+    age(tiny)
+    prune(tiny, frozenset({old}))
+    fresh = tmp_path / "fresh"
+    shutil.copytree(tiny.path / "parity", fresh)
+    shutil.copytree(stale, tiny.path / "parity", dirs_exist_ok=True)
+    age(tiny)
+    prune(tiny)
+    assert read_removals(tiny.open()).removed
+    shutil.rmtree(tiny.path / "parity")
+    shutil.copytree(fresh, tiny.path / "parity")
+    prune(tiny)
+    assert not read_removals(tiny.open()).removed
 
 
 def test_a_capture_that_runs_for_days_keeps_what_it_stored(tiny: Tiny, tmp_path: Path) -> None:
