@@ -34,8 +34,8 @@ test-all: setup
 torture: setup
 	$(BIN)/python -m tests.torture
 
-# Memory and time of opening, look-ups and a prune plan at 16 TiB (11 GB of input below .cache/, made once, and 13 GB
-# for a time below ~/.cache); SCALE=0.02 is a short run.
+# Memory and time of opening, look-ups and a prune plan at 16 TiB (below .cache/ 11 GB of input,
+# made once, and 13 GB for a time); SCALE=0.02 is a short run.
 SCALE ?= 1
 bench-scale: setup
 	nice $(BIN)/python -m tests.benchmarks.scale --scale $(SCALE)

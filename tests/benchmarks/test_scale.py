@@ -13,7 +13,6 @@ SMALL = 2 / scale_input.INDEXES
 
 def test_a_small_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scale, "_CACHE", tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert scale_input.ROWS >= MANY_ROWS
     results = scale.run(SMALL)
     assert set(results) == set(scale.STEPS)
