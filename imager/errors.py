@@ -42,6 +42,11 @@ hint: the next thing a tired person should do.
     │   ├── NoRoom                 51
     │   ├── OutputExists           52
     │   └── ObjectLocked           53   the store keeps it for now
+    ├── LinkError                  54   the way to a store, whatever lies there
+    │   ├── StoreUnreachable       55
+    │   ├── StoreRefused           56   the store does not let these keys do it
+    │   ├── UntrustedHost          57   another host key, or one that nobody vouches for
+    │   └── MalformedAnswer        58   the other side does not speak as it must
     ├── MediumError                60
     ├── DrillError                 70
     │   └── DrillFailed            71   the drill ran, and the machine did not come back
@@ -49,7 +54,7 @@ hint: the next thing a tired person should do.
     └── Interrupted               130
 """
 
-from typing import ClassVar
+from typing import ClassVar, Final
 
 
 class RemetalError(Exception):
@@ -383,6 +388,53 @@ class ObjectLocked(OutputError):
     default_hint = "Run this again when the store's lock has ended; nothing was lost."
 
 
+class LinkError(RemetalError):
+    """Something between here and a store; it says nothing about the objects that lie there."""
+
+    id = "link"
+    exit_code = 54
+
+
+class StoreUnreachable(LinkError):
+    """No answer: the name is unknown, nobody listens, the link hangs or broke, or the store is ill.
+
+    It was tried again for as long as the backend states before this was raised.
+    """
+
+    id = "store-unreachable"
+    exit_code = 55
+    default_hint = (
+        "Check the network and that the store runs, then run this again; nothing is lost."
+    )
+
+
+class StoreRefused(LinkError):
+    """The store answers, and does not let these keys do this."""
+
+    id = "store-refused"
+    exit_code = 56
+    default_hint = (
+        "Check the keys that this machine shows to the store, and what they may do there."
+    )
+
+
+class UntrustedHost(LinkError):
+    """Nobody vouches for the host that answers."""
+
+    id = "untrusted-host"
+    exit_code = 57
+
+
+class MalformedAnswer(LinkError):
+    """What came over the link is not what such a store says."""
+
+    id = "malformed-answer"
+    exit_code = 58
+    default_hint = (
+        "Something other than the store may be answering, such as a proxy or a login text."
+    )
+
+
 class MediumError(RemetalError):
     """The rescue medium can't be built or does not boot."""
 
@@ -419,3 +471,8 @@ class Interrupted(RemetalError):
     id = "interrupted"
     exit_code = 130
     default_hint = "Nothing half-done counts; run the command again to continue."
+
+
+OBJECT_FAULTS: Final = (RepositoryError, SecretError)
+"""What may be wrong with an object itself. Everything else that reading one may raise, a link that
+broke above all, says nothing about the object and is never taken for damage."""

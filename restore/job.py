@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from imager.console import Output
-from imager.repository.backend.directory import DirectoryBackend
 from imager.repository.repository import Repository
 from imager.repository.retrieval import OpenImage, Unlocked, open_image
 from restore import targets
@@ -51,9 +50,7 @@ def prepare(
     """
     started = time.monotonic()
     opened.check_presence()
-    backend = repository.backend
-    place = Path(backend.location) if isinstance(backend, DirectoryBackend) else None
-    found = match(opened.machine, targets.survey(place, mapping))
+    found = match(opened.machine, targets.survey(repository.backend.folders, mapping))
     plan = make_plan(
         opened,
         found,

@@ -2,7 +2,7 @@
 
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -24,11 +24,11 @@ _ISO_NAME: Final = slice(40, 72)
 _MEDIUM_NAME: Final = b"REMETAL"
 
 
-def survey(repository: Path | None, mapping: Mapping[str, Path]) -> Survey:
+def survey(repository: Sequence[Path], mapping: Mapping[str, Path]) -> Survey:
     """Look at the disks of this machine and at what `--map` names.
 
     Args:
-        repository: directory of the repository, if it is one.
+        repository: the directories of the repository, if it lies on this machine.
         mapping: values of `--map`.
 
     Raises:
@@ -39,7 +39,7 @@ def survey(repository: Path | None, mapping: Mapping[str, Path]) -> Survey:
     named = {saved: _named(path) for saved, path in mapping.items()}
     forbidden = dict(_forbidden(disks, repository))
     for target in named.values():
-        if repository is not None and target.path.is_relative_to(repository.resolve()):
+        if any(target.path.is_relative_to(folder.resolve()) for folder in repository):
             forbidden[target.path] = "lies in the repository"
         elif isinstance(target, BlockDisk) and _is_medium(target):
             forbidden[target.path] = "is a rescue medium"
@@ -100,9 +100,11 @@ def _named(path: Path) -> BlockDisk | NewFile:
     return NewFile(absolute.parent.resolve() / absolute.name)
 
 
-def _forbidden(disks: Iterable[BlockDisk], repository: Path | None) -> Iterator[tuple[Path, str]]:
-    if repository is not None:
-        for device in blockdev.disks_under(repository):
+def _forbidden(
+    disks: Iterable[BlockDisk], repository: Iterable[Path]
+) -> Iterator[tuple[Path, str]]:
+    for folder in repository:
+        for device in blockdev.disks_under(folder):
             yield device, "holds the repository"
     for device in blockdev.disks_under(Path("/")):
         yield device, "runs this system"

@@ -50,15 +50,18 @@ _START_TIMEOUT: Final = 30.0
 _STOP_TIMEOUT: Final = 30.0
 
 
-def default_disks(repository: Path | None) -> tuple[Path, ...]:
+def default_disks(repository: Sequence[Path]) -> tuple[Path, ...]:
     """Return every disk of this machine except those that hold the repository.
 
     Optical images on sticks (such as the rescue medium itself) are no disks of the machine.
 
+    Args:
+        repository: the directories of the repository, if it lies on this machine.
+
     Raises:
         NoSuchDisk: none is left.
     """
-    excluded = blockdev.disks_under(repository) if repository else frozenset()
+    excluded = {disk for folder in repository for disk in blockdev.disks_under(folder)}
     found = [disk for disk in blockdev.list_disks() if disk.path not in excluded]
     chosen = tuple(disk.path for disk in found if not _is_optical(disk))
     if not chosen:

@@ -10,16 +10,18 @@ from imager.capture.capture import Captured
 from imager.capture.capture import capture as run_capture
 from imager.capture.planner import CapturePlan, plan
 from imager.capture.source import default_disks, open_sources
+from imager.commands.repository_argument import repository_argument
 from imager.commands.secrets import credential_option, load_credential
-from imager.console import Location, Output, verb
+from imager.console import Output, verb
 from imager.layout import codec
+from imager.repository.backend.place import Place
 from imager.repository.chunk import DEFAULT_LEVEL
 from imager.repository.repository import Repository
 from imager.units import format_duration, format_size
 
 
 @click.command()
-@click.argument("repo", type=Location())
+@repository_argument()
 @click.option(
     "--disk",
     "disks",
@@ -41,7 +43,7 @@ from imager.units import format_duration, format_size
 @verb
 def capture(
     out: Output,
-    repo: str,
+    repo: Place,
     disks: tuple[Path, ...],
     name: str | None,
     compression: int,
@@ -61,7 +63,7 @@ def capture(
     repository = Repository.open(repo)
     held = load_credential(repository, credential)
     repository.credential_keys(held)
-    chosen = disks or default_disks(Path(repository.backend.location))
+    chosen = disks or default_disks(repository.backend.folders)
     with open_sources(chosen) as sources:
         planned = plan(sources, name or platform.node() or "machine")
         _show_plan(out, planned)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from imager.commands.repository_argument import repository_argument
 from imager.commands.retention_options import seconds
 from imager.commands.secrets import (
     credential_option,
@@ -15,7 +16,7 @@ from imager.commands.secrets import (
     load_recovery_key,
     recovery_options,
 )
-from imager.console import Location, Output, verb
+from imager.console import Output, verb
 from imager.errors import (
     ChecksFailed,
     CredentialNeeded,
@@ -23,6 +24,7 @@ from imager.errors import (
     UntrustedObject,
     UsageError,
 )
+from imager.repository.backend.place import Place
 from imager.repository.keyring import GroupKeys
 from imager.repository.repository import Repository
 from imager.repository.retrieval import Unlocked
@@ -34,7 +36,7 @@ from imager.upkeep.check_round import Budget, memory_path
 
 
 @click.command(short_help="Check that every image in REPO is complete and intact.")
-@click.argument("repo", type=Location())
+@repository_argument()
 @click.option(
     "--ciphertext", is_flag=True, help="Read every object, and compare each byte; no key needed."
 )
@@ -50,7 +52,7 @@ from imager.upkeep.check_round import Budget, memory_path
 @verb
 def check(
     out: Output,
-    repo: str,
+    repo: Place,
     ciphertext: bool,
     full: bool,
     budget: int | None,
@@ -124,7 +126,7 @@ def _keys_if_any(out: Output, repository: Repository, credential: Path | None) -
     return None
 
 
-def _undecided(repo: str, repository: Repository) -> ChecksFailed:
+def _undecided(repo: Place, repository: Repository) -> ChecksFailed:
     problems = "; ".join(problem.message for problem in repository.trust.problems)
     return ChecksFailed(
         f"nobody can tell whether this key counts here: {problems}",
@@ -133,7 +135,7 @@ def _undecided(repo: str, repository: Repository) -> ChecksFailed:
     )
 
 
-def _hint(report: Report, repo: str) -> str:
+def _hint(report: Report, repo: Place) -> str:
     """Return what to do about each sort of finding."""
     faults = {finding.fault for finding in report.findings}
     repair = f"`remetal repair {repo}`"

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import click
 
+from imager.commands.repository_argument import repository_argument
 from imager.commands.retention_options import seconds
 from imager.commands.secrets import load_upkeep, recovery_options, upkeep_option
-from imager.console import Location, Output, verb
+from imager.console import Output, verb
 from imager.errors import UnknownImage, UsageError
+from imager.repository.backend.place import Place
 from imager.repository.header import StatementKind
 from imager.repository.repository import Repository, now
 from imager.repository.standing import Hold, read_standing
@@ -18,7 +20,7 @@ _SHORTEST = 4
 
 
 @click.command(short_help="Hold images in REPO, so that no prune removes them.")
-@click.argument("repo", type=Location())
+@repository_argument()
 @click.argument("images", nargs=-1)
 @click.option("--reason", help="Why, for people; needed to hold.")
 @click.option(
@@ -33,7 +35,7 @@ _SHORTEST = 4
 @verb
 def hold(
     out: Output,
-    repo: str,
+    repo: Place,
     images: tuple[str, ...],
     reason: str | None,
     duration: int | None,
@@ -77,14 +79,14 @@ def hold(
 
 
 @click.command(short_help="Release holds in REPO.")
-@click.argument("repo", type=Location())
+@repository_argument()
 @click.argument("holds", nargs=-1, required=True)
 @upkeep_option
 @recovery_options
 @verb
 def release(
     out: Output,
-    repo: str,
+    repo: Place,
     holds: tuple[str, ...],
     upkeep_credential: Path | None,
     recovery_key: Path | None,

@@ -8,8 +8,10 @@ from pathlib import Path
 import click
 import msgspec
 
+from imager.commands.repository_argument import repository_argument
 from imager.commands.secrets import credential_option, load_group_keys, recovery_options
-from imager.console import Location, Output, verb
+from imager.console import Output, verb
+from imager.repository.backend.place import Place
 from imager.repository.removals import read_removals
 from imager.repository.repository import Repository
 from imager.repository.standing import read_standing
@@ -17,13 +19,13 @@ from imager.units import format_size
 
 
 @click.command()
-@click.argument("repo", type=Location())
+@repository_argument()
 @credential_option
 @recovery_options
 @verb
 def images(
     out: Output,
-    repo: str,
+    repo: Place,
     credential: Path | None,
     recovery_key: Path | None,
     passphrase_file: Path | None,

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from imager.commands.repository_argument import repository_argument
 from imager.commands.secrets import (
     CREDENTIAL_FILE,
     RECOVERY_KEY_FILE,
@@ -12,8 +13,9 @@ from imager.commands.secrets import (
     new_passphrase,
     passphrase_option,
 )
-from imager.console import Location, Output, verb
+from imager.console import Output, verb
 from imager.errors import OutputExists, RemetalError, UsageError
+from imager.repository.backend.place import Place
 from imager.repository.configuration import Secrets
 from imager.repository.crypto.recipient import Recipient, RecipientKey
 from imager.repository.keyring import Credential, LockedRecoveryKey, NamedRecipient
@@ -29,7 +31,7 @@ class _Made:
 
 
 @click.command(short_help="Make a repository at REPO and its keys.")
-@click.argument("repo", type=Location())
+@repository_argument()
 @click.option(
     "--keys-dir",
     type=click.Path(file_okay=False, path_type=Path),
@@ -48,7 +50,7 @@ class _Made:
 @verb
 def init(
     out: Output,
-    repo: str,
+    repo: Place,
     keys_dir: Path | None,
     recipients: tuple[Path, ...],
     name: str,
@@ -71,7 +73,9 @@ def init(
     _tell(out, made)
 
 
-def _for_recipients(repo: str, paths: tuple[Path, ...], name: str, keys_dir: Path | None) -> _Made:
+def _for_recipients(
+    repo: Place, paths: tuple[Path, ...], name: str, keys_dir: Path | None
+) -> _Made:
     named = [NamedRecipient.read(path) for path in paths]
     chosen = [(key.label, key.recipient) for key in named]
     if len({recipient.id for _, recipient in chosen}) < len(chosen):
@@ -79,13 +83,13 @@ def _for_recipients(repo: str, paths: tuple[Path, ...], name: str, keys_dir: Pat
     return _make(repo, chosen, None, "", name, keys_dir)
 
 
-def _with_new_key(repo: str, secret: str, name: str, keys_dir: Path | None) -> _Made:
+def _with_new_key(repo: Place, secret: str, name: str, keys_dir: Path | None) -> _Made:
     key = RecipientKey.generate()
     return _make(repo, [("recovery key", key.recipient)], key, secret, name, keys_dir)
 
 
 def _make(
-    repo: str,
+    repo: Place,
     recipients: list[tuple[str, Recipient]],
     key: RecipientKey | None,
     secret: str,

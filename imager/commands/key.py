@@ -7,6 +7,7 @@ import click
 from imager.commands.key_credentials import list_keys, revoke
 from imager.commands.key_pages import join, split
 from imager.commands.key_recipients import add, remove
+from imager.commands.repository_argument import repository_argument
 from imager.commands.secrets import (
     check_current,
     load_recovery_key,
@@ -14,7 +15,8 @@ from imager.commands.secrets import (
     passphrase_option,
     recovery_options,
 )
-from imager.console import Location, Output, verb
+from imager.console import Output, verb
+from imager.repository.backend.place import Place
 from imager.repository.crypto.recipient import RecipientKey
 from imager.repository.header import StatementKind
 from imager.repository.keyring import LockedRecoveryKey, check_new, public_path
@@ -67,7 +69,7 @@ def new(out: Output, file: Path, label: str, passphrase_file: Path | None) -> No
 
 
 @key.command(short_help="Make another capture credential, or an upkeep credential.")
-@click.argument("repo", type=Location())
+@repository_argument()
 @click.argument("file", type=_NEW_FILE)
 @click.option("--name", required=True, help="What people call it, usually the machine's name.")
 @click.option(
@@ -80,7 +82,7 @@ def new(out: Output, file: Path, label: str, passphrase_file: Path | None) -> No
 @verb
 def credential(
     out: Output,
-    repo: str,
+    repo: Place,
     file: Path,
     name: str,
     upkeep: bool,

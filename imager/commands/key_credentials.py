@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from imager.commands.key_recipients import agree
+from imager.commands.repository_argument import repository_argument
 from imager.commands.secrets import (
     check_current,
     credential_option,
@@ -13,7 +14,8 @@ from imager.commands.secrets import (
     load_recovery_key,
     recovery_options,
 )
-from imager.console import Location, Output, verb
+from imager.console import Output, verb
+from imager.repository.backend.place import Place
 from imager.repository.header import StatementKind
 from imager.repository.repository import Repository
 from imager.upkeep import membership
@@ -34,13 +36,13 @@ KIND_WORDS = {StatementKind.CREDENTIAL: "capture", StatementKind.UPKEEP: "upkeep
 
 
 @click.command("list", short_help="List recovery keys and credentials.")
-@click.argument("repo", type=Location())
+@repository_argument()
 @credential_option
 @recovery_options
 @verb
 def list_keys(
     out: Output,
-    repo: str,
+    repo: Place,
     credential: Path | None,
     recovery_key: Path | None,
     passphrase_file: Path | None,
@@ -107,7 +109,7 @@ def list_keys(
 
 
 @click.command(short_help="End a credential: nothing it adds later is believed.")
-@click.argument("repo", type=Location())
+@repository_argument()
 @click.argument("credential")
 @click.option("--reason", required=True, help="Why; everybody who lists the keys reads it.")
 @click.option("--dry-run", is_flag=True, help="Show what would be, and change nothing.")
@@ -116,7 +118,7 @@ def list_keys(
 @verb
 def revoke(
     out: Output,
-    repo: str,
+    repo: Place,
     credential: str,
     reason: str,
     dry_run: bool,

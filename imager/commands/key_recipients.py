@@ -5,9 +5,11 @@ from pathlib import Path
 
 import click
 
+from imager.commands.repository_argument import repository_argument
 from imager.commands.secrets import check_current, load_recovery_key, recovery_options
-from imager.console import Location, Output, verb
+from imager.console import Output, verb
 from imager.errors import NotConfirmed, UsageError
+from imager.repository.backend.place import Place
 from imager.repository.keyring import NamedRecipient
 from imager.repository.repository import Repository
 from imager.upkeep import membership
@@ -16,14 +18,14 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @click.command()
-@click.argument("repo", type=Location())
+@repository_argument()
 @click.option("--recipient", required=True, type=_FILE, help="FILE.pub of `remetal key new`.")
 @click.option("--label", help="What people call it; by default what FILE.pub says.")
 @recovery_options
 @verb
 def add(
     out: Output,
-    repo: str,
+    repo: Place,
     recipient: Path,
     label: str | None,
     recovery_key: Path | None,
@@ -48,7 +50,7 @@ def add(
 
 
 @click.command(short_help="Take a recovery key out: later images are not sealed to it.")
-@click.argument("repo", type=Location())
+@repository_argument()
 @click.argument("recipient")
 @click.option("--dry-run", is_flag=True, help="Show what would be, and change nothing.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
@@ -56,7 +58,7 @@ def add(
 @verb
 def remove(
     out: Output,
-    repo: str,
+    repo: Place,
     recipient: str,
     dry_run: bool,
     yes: bool,

@@ -2,15 +2,17 @@
 
 import click
 
-from imager.console import Location, Output, verb
+from imager.commands.repository_argument import repository_argument
+from imager.console import Output, verb
 from imager.errors import ChecksFailed
+from imager.repository.backend.place import Place
 from imager.repository.repository import Repository
 from imager.units import format_size
 from imager.upkeep import parity as work
 
 
 @click.command(short_help="Make the spare data that repair brings objects back from.")
-@click.argument("repo", type=Location())
+@repository_argument()
 @click.option(
     "--overhead",
     type=click.FloatRange(1, 100),
@@ -21,7 +23,7 @@ from imager.upkeep import parity as work
 )
 @click.option("--dry-run", is_flag=True, help="Show what would be made; write nothing.")
 @verb
-def parity(out: Output, repo: str, overhead: float, dry_run: bool) -> None:
+def parity(out: Output, repo: Place, overhead: float, dry_run: bool) -> None:
     """Make parity for every object in REPO that has none yet.
 
     Parity is spare data, from which `remetal repair` brings lost and damaged objects back. Needs no keys, so the machine

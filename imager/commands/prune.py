@@ -7,11 +7,13 @@ from pathlib import Path
 
 import click
 
+from imager.commands.repository_argument import repository_argument
 from imager.commands.retention_options import number, policy_options, seconds
 from imager.commands.secrets import load_upkeep, recovery_options, upkeep_option
-from imager.console import Location, Output, verb
+from imager.console import Output, verb
 from imager.errors import ChecksFailed, UntrustedObject, UsageError
 from imager.repository import image as image_format
+from imager.repository.backend.place import Place
 from imager.repository.repository import Repository
 from imager.repository.standing import Standing, read_standing
 from imager.repository.statement import LONGEST_QUARANTINE
@@ -26,7 +28,7 @@ from imager.upkeep.prune_execute import Result, execute
 
 
 @click.command(short_help="Let go of old images in REPO, and of data that none needs.")
-@click.argument("repo", type=Location())
+@repository_argument()
 @click.option(
     "--quarantine",
     callback=seconds,
@@ -52,7 +54,7 @@ from imager.upkeep.prune_execute import Result, execute
 @policy_options
 def prune(
     out: Output,
-    repo: str,
+    repo: Place,
     quarantine: int,
     max_waste: float,
     dry_run: bool,

@@ -4,10 +4,12 @@ from pathlib import Path
 
 import click
 
+from imager.commands.repository_argument import repository_argument
 from imager.commands.secrets import credential_option, load_keys_if_any, recovery_options
-from imager.console import Location, Output, verb
+from imager.console import Output, verb
 from imager.errors import ChecksFailed, RepairIncomplete, RepositoryError, UsageError
 from imager.repository.backend.opening import open_backend
+from imager.repository.backend.place import Place
 from imager.repository.keyring import GroupKeys
 from imager.repository.repository import Repository
 from imager.upkeep import repair as work
@@ -17,7 +19,7 @@ from imager.upkeep.repair_sources import Source
 
 
 @click.command(short_help="Bring lost and damaged objects in REPO back.")
-@click.argument("repo", type=Location())
+@repository_argument()
 @click.option(
     "--from",
     "others",
@@ -31,7 +33,7 @@ from imager.upkeep.repair_sources import Source
 @verb
 def repair(
     out: Output,
-    repo: str,
+    repo: Place,
     others: tuple[str, ...],
     dry_run: bool,
     credential: Path | None,
@@ -86,7 +88,7 @@ def repair(
     raise _incomplete(out, broken, touched)
 
 
-def _unwell(repo: str, plan: work.RepairPlan) -> ChecksFailed:
+def _unwell(repo: Place, plan: work.RepairPlan) -> ChecksFailed:
     count = len(plan.broken)
     return ChecksFailed(
         f"{len(plan.steps)} objects would be brought back, {count} would stay broken"

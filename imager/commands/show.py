@@ -7,12 +7,14 @@ import msgspec
 from rich.markup import escape
 from rich.tree import Tree
 
+from imager.commands.repository_argument import repository_argument
 from imager.commands.secrets import load_recovery_key, recovery_options
-from imager.console import Location, Output, verb
+from imager.console import Output, verb
 from imager.layout import codec
 from imager.layout.disk import Disk, Volume, VolumeRole
 from imager.layout.machine import Machine
 from imager.layout.partition_table import Partition
+from imager.repository.backend.place import Place
 from imager.repository.image import ExtentsNote
 from imager.repository.repository import Repository
 from imager.repository.retrieval import OpenImage, open_image
@@ -27,13 +29,13 @@ _ROLES = {
 
 
 @click.command(short_help="Show the machine in IMAGE: disks, tables, filesystems.")
-@click.argument("repo", type=Location())
+@repository_argument()
 @click.argument("image")
 @recovery_options
 @verb
 def show(
     out: Output,
-    repo: str,
+    repo: Place,
     image: str,
     recovery_key: Path | None,
     passphrase_file: Path | None,

@@ -12,7 +12,7 @@ from typing import Final
 
 import msgspec
 
-from imager.errors import ObjectDamaged, ObjectMissing, RemetalError, UsageError
+from imager.errors import OBJECT_FAULTS, ObjectDamaged, ObjectMissing, RemetalError, UsageError
 from imager.repository import names
 from imager.repository import statement as statements
 from imager.repository.backend.protocol import Backend
@@ -107,7 +107,7 @@ def read(
         name = name_of(chain[-1].number + 1)
         try:
             chain.append(_decode(backend.get(name), repository, chain[-1], name))
-        except RemetalError as error:
+        except OBJECT_FAULTS as error:
             error.hint = way_out(name)
             return tuple(chain), (error,)
         numbers.discard(name)

@@ -10,7 +10,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import Final
 
-from imager.errors import ObjectMissing, RemetalError
+from imager.errors import OBJECT_FAULTS, ObjectMissing
 from imager.repository import statement as statements
 from imager.repository.backend.protocol import Backend
 from imager.repository.header import StatementKind
@@ -91,7 +91,7 @@ def is_rotten(backend: Backend, name: str) -> bool:
     """
     try:
         data = backend.get(name)
-    except RemetalError:
+    except OBJECT_FAULTS:
         return False
     return hashlib.sha256(data).hexdigest() != name.removeprefix(statements.REMOVALS)
 
@@ -115,7 +115,7 @@ def read_removals(repository: Repository) -> Removals:
             )
         except ObjectMissing:
             continue
-        except RemetalError as error:
+        except OBJECT_FAULTS as error:
             problems.append(Problem(entry.name, error))
             continue
         (condemned if found.kind is StatementKind.CONDEMNED else removed).append(removal)

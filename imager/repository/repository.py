@@ -37,6 +37,7 @@ from typing import Final
 import numpy as np
 
 from imager.errors import (
+    OBJECT_FAULTS,
     NotARepository,
     ObjectDamaged,
     ObjectMissing,
@@ -51,6 +52,7 @@ from imager.repository import index as index_format
 from imager.repository import pack as pack_format
 from imager.repository import statement as statements
 from imager.repository.backend.opening import open_backend
+from imager.repository.backend.place import Place
 from imager.repository.backend.protocol import Backend
 from imager.repository.configuration import (
     CONFIG_NAME,
@@ -126,26 +128,29 @@ class Repository:
             return False
 
     @classmethod
-    def open(cls, location: str) -> "Repository":
+    def open(cls, place: Place | str) -> "Repository":
         """Open a repository.
+
+        Args:
+            place: where it is; a mere location is reached as the environment says.
 
         Raises:
             NotARepository: there is none, or its configuration is lost or damaged.
             UnsupportedFormat: it is of another version.
         """
-        backend = open_backend(location)
+        backend = open_backend(place)
         try:
             data = backend.get(CONFIG_NAME)
         except ObjectMissing as error:
             if not _has_objects(backend):
                 raise NotARepository(f"there is no repository at {backend.location}") from error
             text = f"the repository at {backend.location} has lost its file `config`"
-            raise NotARepository(text, hint=_way_back(location)) from error
+            raise NotARepository(text, hint=_way_back(backend.location)) from error
         try:
             configuration = Configuration.decode(data, backend.location)
         except (NotARepository, UnsupportedFormat) as error:
             if _has_objects(backend):
-                error.hint = f"{_way_back(location)} {error.hint}"
+                error.hint = f"{_way_back(backend.location)} {error.hint}"
             raise
         return cls.of(backend, repository_id(data), configuration)
 
@@ -158,14 +163,14 @@ class Repository:
     @classmethod
     def create(
         cls,
-        location: str,
+        place: Place | str,
         recipients: Sequence[tuple[str, Recipient]],
         keep: Callable[["Repository", Secrets], None],
     ) -> "Repository":
         """Make a new repository.
 
         Args:
-            location: an empty or new place.
+            place: an empty or new one.
             recipients: label and public key of each who shall be able to open images.
             keep: is given the repository to be and its secrets, and puts the keys where they are
                 kept. Only when it has returned does the repository come into being, so there is
@@ -177,7 +182,7 @@ class Repository:
         """
         if not recipients:
             raise UsageError("a repository needs at least one recovery key")
-        backend = open_backend(location)
+        backend = open_backend(place)
         if any(True for _ in backend.list("")):
             raise RepositoryExists(f"{backend.location} is not empty")
         secrets = Secrets(
@@ -268,7 +273,7 @@ class Repository:
                 found.append(self._read_image(entry.name, entry.modified, keys))
             except ObjectMissing:
                 continue  # a prune removed it after it was listed
-            except RemetalError as error:
+            except OBJECT_FAULTS as error:
                 problems.append(Problem(entry.name, error))
         found.sort(key=lambda image: (image.modified, image.summary.finished, image.id))
         return found, problems
@@ -361,7 +366,7 @@ class Repository:
         start = size - pack_format.TRAILER.size
         try:
             end = self.backend.get_range(name, start, pack_format.TRAILER.size)
-        except RemetalError:
+        except OBJECT_FAULTS:
             return False
         return end.endswith(pack_format.TRAILER_MAGIC)
 
@@ -381,7 +386,7 @@ class Repository:
                 except ObjectMissing as error:
                     missing.append(Problem(entry.name, error))
                     continue
-                except RemetalError as error:
+                except OBJECT_FAULTS as error:
                     problems.append(Problem(entry.name, error))
                 else:
                     yield entry.name, segment
@@ -405,7 +410,7 @@ class Repository:
             except ObjectMissing:
                 # It went since it was listed: a prune is at work.
                 return None
-            except RemetalError as error:
+            except OBJECT_FAULTS as error:
                 return Problem(name, error)
             return digest, kind, directory
 

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imager.errors import (
+    OBJECT_FAULTS,
     ObjectDamaged,
     ObjectMissing,
     RecoveryKeyNeeded,
@@ -318,14 +319,14 @@ class OpenImage:
         name = self._index.pack_name(wanted.places[0][1])
         try:
             fetch = self._pack_reader(number, name, wanted)
-        except RemetalError as error:
+        except OBJECT_FAULTS as error:
             self._warn(Problem(name, error))
             fetch = self._open_alone
         opened = []
         for identity, place in wanted.places:
             try:
                 opened.append((identity, fetch(identity, place)))
-            except RemetalError as first:
+            except OBJECT_FAULTS as first:
                 opened.append((identity, self._another_copy(identity, place, name, first)))
         return opened
 
@@ -372,7 +373,7 @@ class OpenImage:
         ]
         try:
             plain = _first_intact(identity, others, self._open_alone, "chunk")
-        except RemetalError:
+        except OBJECT_FAULTS:
             with self._touched():
                 raise first from None
         self._warn(Problem(name, first))
@@ -430,7 +431,7 @@ def _first_intact(
     for place in places:
         try:
             return fetch(identity, place)
-        except RemetalError as error:
+        except OBJECT_FAULTS as error:
             problem = error
     raise problem
 

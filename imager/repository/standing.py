@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
-from imager.errors import ObjectMissing, RemetalError
+from imager.errors import OBJECT_FAULTS, ObjectMissing
 from imager.repository import statement as statements
 from imager.repository.repository import Problem, Repository
 from imager.repository.statement import DrillBody, HoldBody, ReleaseBody
@@ -75,7 +75,7 @@ def read_standing(repository: Repository) -> Standing:
             body = repository.read_statement(entry.name).body
         except ObjectMissing:
             continue
-        except RemetalError as error:
+        except OBJECT_FAULTS as error:
             problems.append(Problem(entry.name, error))
             continue
         match body:

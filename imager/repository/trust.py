@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from imager.errors import ObjectDamaged, RemetalError, UntrustedObject
+from imager.errors import OBJECT_FAULTS, ObjectDamaged, RemetalError, UntrustedObject
 from imager.repository import generations
 from imager.repository import statement as statements
 from imager.repository.backend.protocol import Backend
@@ -71,7 +71,7 @@ class Trust:
                 if hashlib.sha256(data).hexdigest() != entry.name.removeprefix(REVOCATIONS):
                     raise ObjectDamaged(f"{entry.name} has other bytes than were written")
                 body = bare.statement(data, entry.name).body
-            except RemetalError as error:
+            except OBJECT_FAULTS as error:
                 error.hint = generations.way_out(entry.name)
                 bad.append(error)
                 continue

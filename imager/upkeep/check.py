@@ -12,7 +12,7 @@ With the group's keys, ciphertext and full look at the structure too and name im
 from dataclasses import replace
 from typing import Final
 
-from imager.errors import ObjectMissing, RemetalError
+from imager.errors import OBJECT_FAULTS, ObjectMissing
 from imager.repository import image as image_format
 from imager.repository import statement as statements
 from imager.repository.configuration import CONFIG_NAME
@@ -145,5 +145,5 @@ def _open_manifests(repository: Repository, unlocked: Unlocked, structure: Struc
             OpenImage(repository, image, unlocked, index, lambda _: None)
         except ObjectMissing:
             continue
-        except RemetalError as error:
+        except OBJECT_FAULTS as error:
             structure.add(image_format.PREFIX + image.id, error, [image])

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Final
 
-from imager.errors import ObjectDamaged, RemetalError
+from imager.errors import OBJECT_FAULTS, ObjectDamaged
 from imager.repository import generations, names
 from imager.repository import statement as statements
 from imager.repository.backend.protocol import Entry
@@ -47,7 +47,7 @@ class Judge:
                 continue
             try:
                 header = self._repository.backend.get_range(entry.name, 0, HEADER_SIZE)
-            except RemetalError:
+            except OBJECT_FAULTS:
                 continue
             votes[header[-ID_SIZE:]] += 1
             if votes.total() >= _WITNESSES:
@@ -61,7 +61,7 @@ class Judge:
         """Return what is wrong with an object of a known name, if anything."""
         try:
             self._check(name, data)
-        except RemetalError as error:
+        except OBJECT_FAULTS as error:
             return Bad(name, error.message)
         return None
 

@@ -8,7 +8,7 @@ import threading
 
 import numpy as np
 
-from imager.errors import RecoveryKeyNeeded, RemetalError
+from imager.errors import OBJECT_FAULTS, RecoveryKeyNeeded
 from imager.repository import pack as pack_format
 from imager.repository.chunk import CODEC_SHIFT, PLAIN_MASK
 from imager.repository.header import Header, Magic
@@ -62,7 +62,7 @@ class Opening:
         except RecoveryKeyNeeded:
             self._skip()
             return None
-        except RemetalError as error:
+        except OBJECT_FAULTS as error:
             # Its bytes are those that were written, so it was written like this.
             return Bad(name, error.message, Fault.LIE, session=header.session)
 
@@ -83,7 +83,7 @@ class Opening:
             blob = view[start : start + int(row["length"])]
             try:
                 opener.open(identity, packed & PLAIN_MASK, packed >> CODEC_SHIFT, blob)
-            except RemetalError as error:
+            except OBJECT_FAULTS as error:
                 liars[identity] = error.message
         with self._lock:
             self.chunks += len(entries) - len(liars)

@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from imager.errors import ObjectDamaged, RemetalError
+from imager.errors import OBJECT_FAULTS, ObjectDamaged, RemetalError
 from imager.repository.ids import heads
 from imager.repository.image import VolumeSummary
 from imager.repository.index import Index
@@ -135,7 +135,7 @@ class MapWalk:
         error: RemetalError | None = None
         try:
             runs = decode_node(self._load(identity), level, length, what)
-        except RemetalError as problem:
+        except OBJECT_FAULTS as problem:
             return Below(
                 missing=False, packs=frozenset(packs), alone=frozenset(alone), error=problem
             )

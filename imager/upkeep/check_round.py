@@ -18,7 +18,7 @@ from typing import Final
 
 import msgspec
 
-from imager.errors import ObjectMissing, RemetalError
+from imager.errors import OBJECT_FAULTS, ObjectMissing
 from imager.repository.backend.protocol import Backend, Entry
 from imager.repository.repository import now
 from imager.upkeep.check_report import Bad, Depth, Progress
@@ -129,7 +129,7 @@ def walk(
             data = backend.get(entry.name)
         except ObjectMissing:
             raise
-        except RemetalError as error:
+        except OBJECT_FAULTS as error:
             return Bad(entry.name, error.message)
         advance(len(data))
         return look(entry.name, data)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from imager.errors import ObjectMissing, RemetalError
+from imager.errors import OBJECT_FAULTS, ObjectMissing, RemetalError
 from imager.repository import generations
 from imager.repository import image as image_format
 from imager.repository import index as index_format
@@ -149,7 +149,7 @@ class _Examination:
         for entry in backend.list(generations.PREFIX):
             try:
                 problem = judge.look(entry.name, backend.get(entry.name))
-            except RemetalError as error:
+            except OBJECT_FAULTS as error:
                 problem = Bad(entry.name, error.message)
             if problem is None:
                 self._found.objects += 1
@@ -167,7 +167,7 @@ class _Examination:
                     self._found.objects += 1
                 except ObjectMissing:
                     continue
-                except RemetalError as error:
+                except OBJECT_FAULTS as error:
                     if folder == statements.REMOVALS and is_rotten(
                         self._repository.backend, entry.name
                     ):
@@ -191,7 +191,7 @@ class _Examination:
                 )
             except ObjectMissing:
                 continue
-            except RemetalError as error:
+            except OBJECT_FAULTS as error:
                 self._found.add(entry.name, error, writers[entry.name], repairable=True)
             else:
                 self._found.objects += 1

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
-from imager.errors import RemetalError
+from imager.errors import OBJECT_FAULTS
 from imager.repository import index as index_format
 from imager.repository import parity_object
 from imager.repository.backend.protocol import Backend
@@ -67,7 +67,7 @@ class Locks:
         try:
             data = repository.backend.get(index)
             segment = Segment.decode(data, index, self._keys.directory_key, repository.id)
-        except RemetalError:
+        except OBJECT_FAULTS:
             return []
         return [object_name(digest) for digest, _ in segment.packs]
 

@@ -9,10 +9,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from imager.errors import (
+    OBJECT_FAULTS,
     ObjectDamaged,
     ObjectMissing,
     OutputExists,
-    RemetalError,
     UntrustedObject,
     UsageError,
 )
@@ -259,7 +259,7 @@ def _read(repository: Repository) -> tuple[list[Statement], list[Problem]]:
         for entry in repository.backend.list(folder):
             try:
                 said.append(repository.read_statement(entry.name))
-            except RemetalError as error:
+            except OBJECT_FAULTS as error:
                 problems.append(Problem(entry.name, error))
     return said, _rotten(repository, problems)
 
@@ -280,7 +280,7 @@ def _rotten(repository: Repository, problems: Iterable[Problem]) -> list[Problem
             intact = hashlib.sha256(repository.backend.get(problem.name)).hexdigest() == digest
         except ObjectMissing:
             continue  # an upkeep that runs carried it out
-        except RemetalError:
+        except OBJECT_FAULTS:
             intact = False
         if not (intact and isinstance(problem.error, ObjectDamaged)):
             found.append(problem)

@@ -19,7 +19,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from imager.errors import ObjectMissing, RemetalError, UsageError
+from imager.errors import OBJECT_FAULTS, ObjectMissing, UsageError
 from imager.repository import pack as pack_format
 from imager.repository import parity_object
 from imager.repository.backend.protocol import Backend, Entry
@@ -358,7 +358,7 @@ def _is_there(backend: Backend, name: str) -> bool:
         backend.get_range(name, 0, 1)
     except ObjectMissing:
         return False
-    except RemetalError:
+    except OBJECT_FAULTS:
         return True
     return True
 
@@ -388,5 +388,5 @@ def _digest(backend: Backend, name: str) -> bytes | None:
         return known
     try:
         return hashlib.sha256(backend.get(name)).digest()
-    except RemetalError:
+    except OBJECT_FAULTS:
         return None

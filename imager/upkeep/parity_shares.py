@@ -8,7 +8,7 @@ from typing import Final
 
 import zfec
 
-from imager.errors import ObjectDamaged, RemetalError
+from imager.errors import OBJECT_FAULTS, ObjectDamaged
 from imager.repository import parity_object
 from imager.repository.backend.protocol import Backend
 from imager.repository.parity_object import (
@@ -95,7 +95,7 @@ def make_shares(
         if wanted and name not in bad:
             try:
                 data = backend.get_range(name, offset, wanted)
-            except RemetalError:
+            except OBJECT_FAULTS:
                 bad.add(name)
             hashes[number].update(data)
             member_checks[number] += _checks(data)
@@ -184,7 +184,7 @@ def read_groups(
             table = groups[group].table
             if number >= table.shares or number in groups[group].shares:
                 raise ObjectDamaged(f"{entry.name} is no share of its group")
-        except RemetalError:
+        except OBJECT_FAULTS:
             unreadable.append(entry.name)
         else:
             groups[group].shares[number] = entry.name
@@ -308,7 +308,7 @@ class GroupSolver:
         name = self._names[number]
         try:
             block = reader.of(name)(name, self._starts[number] + offset, length)
-        except RemetalError:
+        except OBJECT_FAULTS:
             return None
         return block if self._checks.holds(number, row, block) else None
 
@@ -325,6 +325,6 @@ class GroupSolver:
             try:
                 data = self._backend.get_range(name, table.checks_start, table.checks_length)
                 return table.split_checks(data, name)
-            except RemetalError:
+            except OBJECT_FAULTS:
                 continue
         raise ObjectDamaged("no parity object of the group has intact checks")

@@ -24,7 +24,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from imager.errors import ChecksFailed, ObjectDamaged, RemetalError, UntrustedObject, UsageError
+from imager.errors import OBJECT_FAULTS, ChecksFailed, ObjectDamaged, UntrustedObject, UsageError
 from imager.repository import image as image_format
 from imager.repository import pack as pack_format
 from imager.repository import statement as statements
@@ -290,7 +290,7 @@ def _session_of(repository: Repository, name: str) -> bytes | None:
     try:
         raw = repository.backend.get_range(name, 0, HEADER_SIZE)
         return Header.decode(raw, Magic.PACK, repository.id, name).session
-    except RemetalError:
+    except OBJECT_FAULTS:
         return None
 
 
@@ -338,7 +338,7 @@ def _repacked(repository: Repository) -> set[str]:
     for entry in repository.backend.list(statements.PREFIX):
         try:
             body = repository.read_statement(entry.name).body
-        except RemetalError:
+        except OBJECT_FAULTS:
             continue
         if isinstance(body, RepackedBody):
             found.update(object_name(bytes.fromhex(pack)) for pack in body.packs)
@@ -400,7 +400,7 @@ def _verified_ids(
         if object_name(hashlib.sha256(data).digest()) != name:
             raise ObjectDamaged(f"{name} has other bytes than were written")
         kind, rows = pack_format.decode_directory(data, name, keys.directory_key, repository.id)
-    except RemetalError:
+    except OBJECT_FAULTS:
         return None, np.empty(0, dtype=ID)
     return kind, unique_ids(rows["id"])
 

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from imager.errors import ObjectDamaged, ObjectMissing, RemetalError
+from imager.errors import OBJECT_FAULTS, ObjectDamaged, ObjectMissing
 from imager.repository import index as index_format
 from imager.repository.chunk import CODEC_SHIFT, PLAIN_MASK, Codec
 from imager.repository.header import (
@@ -107,7 +107,7 @@ def repack(
         name = index.name(number)
         try:
             count = _copy(work, name, usage, number)
-        except RemetalError as error:
+        except OBJECT_FAULTS as error:
             if not isinstance(error, (ObjectDamaged, ObjectMissing)):
                 raise
             problems.append(Problem(name, error))
@@ -130,7 +130,7 @@ def _headers(
         name = index.name(number)
         try:
             yield repository.backend.get_range(name, 0, HEADER_SIZE), number
-        except RemetalError as error:
+        except OBJECT_FAULTS as error:
             problems.append(Problem(name, error))
 
 
@@ -201,7 +201,7 @@ def _segment(repository: Repository, keys: GroupKeys, name: str) -> Segment | No
         return None
     try:
         return Segment.decode(data, name, keys.directory_key, repository.id)
-    except RemetalError:
+    except OBJECT_FAULTS:
         return None
 
 

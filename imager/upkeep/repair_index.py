@@ -3,7 +3,7 @@
 import os
 from collections.abc import Collection
 
-from imager.errors import RemetalError
+from imager.errors import OBJECT_FAULTS, RemetalError
 from imager.repository import index as index_format
 from imager.repository import pack as pack_format
 from imager.repository.header import ID_SIZE, NO_KIND, Header, Magic, PackKind
@@ -18,7 +18,7 @@ def packs_named(repository: Repository, keys: GroupKeys, index: str) -> frozense
     try:
         data = repository.backend.get(index)
         segment = Segment.decode(data, index, keys.directory_key, repository.id)
-    except RemetalError:
+    except OBJECT_FAULTS:
         return frozenset()
     return frozenset(object_name(digest) for digest, _ in segment.packs)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from imager.errors import NotARepository, ObjectMissing, RemetalError
+from imager.errors import OBJECT_FAULTS, NotARepository, ObjectMissing
 from imager.repository import generations
 from imager.repository import statement as statements
 from imager.repository.backend.protocol import Backend, Entry
@@ -81,7 +81,7 @@ class Verifier:
         try:
             said = statements.decode(data, self.repository, name)
             verify(self._signing_keys[number - 1], said.signature, said.signed, name)
-        except RemetalError:
+        except OBJECT_FAULTS:
             return False
         if not isinstance(said.body, GenerationBody) or said.body.generation != number:
             return False
@@ -94,7 +94,7 @@ class Verifier:
             data = backend.get(at or name)
         except ObjectMissing:
             return State.MISSING
-        except RemetalError:
+        except OBJECT_FAULTS:
             return State.UNREADABLE
         return State.INTACT if self.verifies(name, data) else State.DAMAGED
 
@@ -156,7 +156,7 @@ def identify(backend: Backend) -> bytes:
             continue
         try:
             owners[backend.get_range(entry.name, 0, HEADER_SIZE)[-ID_SIZE:]] += 1
-        except RemetalError:
+        except OBJECT_FAULTS:
             continue
         if owners.total() >= _WITNESSES:
             break
@@ -256,7 +256,7 @@ def _read_hashed(backend: Backend, entries: Iterable[Entry], advance: Advance) -
             found = future.result()
         except ObjectMissing:
             seen.vanished.add(name)
-        except RemetalError as error:
+        except OBJECT_FAULTS as error:
             seen.unreadable[name] = error.message
         else:
             if found is None:
@@ -280,7 +280,7 @@ def _read(backend: Backend, name: str, seen: _Seen) -> bytes | None:
         return backend.get(name)
     except ObjectMissing:
         seen.vanished.add(name)
-    except RemetalError as error:
+    except OBJECT_FAULTS as error:
         seen.unreadable[name] = error.message
     return None
 
@@ -290,7 +290,7 @@ def _majority(backend: Backend, owners: Counter[bytes]) -> bytes:
         return owners.most_common(1)[0][0]
     try:
         config = backend.get(CONFIG_NAME)
-    except RemetalError as error:
+    except OBJECT_FAULTS as error:
         raise NotARepository(f"there is no repository at {backend.location}") from error
     Configuration.decode(config, backend.location)
     return repository_id(config)

@@ -5,9 +5,10 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from pathlib import Path
 from typing import Final, TypeVar
 
-from imager.errors import ObjectDamaged, OutputError, RemetalError
+from imager.errors import OBJECT_FAULTS, ObjectDamaged, OutputError
 from imager.repository import parity_object
 from imager.repository.backend.protocol import Backend, Buffer, Entry
 from imager.repository.configuration import CONFIG_NAME
@@ -289,7 +290,7 @@ class Sources:
         view = View(self._backend, self)
         try:
             data = solver.solve(name, set(self.steps), view.get_range)
-        except RemetalError:
+        except OBJECT_FAULTS:
             return False
         return self._verifier.verifies(name, data)
 
@@ -329,6 +330,16 @@ class View:
         """That of the repository."""
         return self._backend.location
 
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Those of the repository."""
+        return self._backend.folders
+
+    @property
+    def lock_span(self) -> float | None:
+        """That of the repository."""
+        return self._backend.lock_span
+
     def get(self, name: str) -> bytes:
         """Return an object whole, also one that is only about to come back."""
         if name in self._sources.steps:
@@ -366,6 +377,11 @@ class View:
         """Return until when the store keeps an object."""
         return self._backend.locked_until(name)
 
+    def retain(self, name: str, until: float) -> None:
+        """Refuse: a plan locks nothing."""
+        del until
+        raise OutputError(f"{name} can't be locked while a repair is planned")
+
     def now(self) -> float:
         """Return the store's clock."""
         return self._backend.now()
@@ -378,7 +394,7 @@ def good_bytes(verifier: Verifier, backend: Backend, name: str, at: str) -> byte
     """Return what lies at a place if it is what the object must be."""
     try:
         data = backend.get(at)
-    except RemetalError:
+    except OBJECT_FAULTS:
         return None
     return data if verifier.verifies(name, data) else None
 

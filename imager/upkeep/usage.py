@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from imager.errors import ObjectDamaged, RemetalError
+from imager.errors import OBJECT_FAULTS, ObjectDamaged
 from imager.repository.header import PackKind
 from imager.repository.ids import Ids, begins, heads
 from imager.repository.image import PREFIX, SealedImage, VolumeSummary
@@ -145,7 +145,7 @@ def measure(
         for volume in image.summary.volumes:
             try:
                 walk.volume(volume)
-            except RemetalError as error:
+            except OBJECT_FAULTS as error:
                 problems.append(Problem(PREFIX + image.id, error))
     needs = {PackKind.DATA: _Needs(walk.chunks), PackKind.MAPS: _Needs(walk.nodes())}
     count = len(index.digests)

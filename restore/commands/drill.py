@@ -8,6 +8,7 @@ import click
 from bootmedia import iso as iso_image
 from bootmedia.config import MediumConfig, default_cache
 from bootmedia.medium import medium_kernel
+from imager.commands.repository_argument import repository_argument
 from imager.commands.secrets import (
     RECOVERY_KEY_FILE,
     ask,
@@ -15,8 +16,9 @@ from imager.commands.secrets import (
     read_passphrase,
     recovery_key_options,
 )
-from imager.console import Location, Output, verb
+from imager.console import Output, verb
 from imager.errors import DrillFailed, RecoveryKeyNeeded, RemetalError, UsageError
+from imager.repository.backend.place import Place
 from imager.repository.repository import Repository
 from restore.drill import accelerator, fixture, report, run
 from restore.drill.bring_back import Settings
@@ -27,7 +29,7 @@ from restore.drill.vm_spec import Accelerator, Firmware
 
 
 @click.command(short_help="Prove that IMAGE comes back, in QEMU; no real disk is touched.")
-@click.argument("repo", type=Location(), required=False)
+@repository_argument(required=False)
 @click.argument("image", required=False)
 @click.option(
     "--fixture",
@@ -85,7 +87,7 @@ from restore.drill.vm_spec import Accelerator, Firmware
 @verb
 def drill(
     out: Output,
-    repo: str | None,
+    repo: Place | None,
     image: str | None,
     fixtures: tuple[str, ...],
     firmware: str | None,
@@ -144,9 +146,9 @@ def drill(
 
 
 def _subject(
-    repo: str, image: str, recovery_key: Path | None, passphrase_file: Path | None
+    repo: Place, image: str, recovery_key: Path | None, passphrase_file: Path | None
 ) -> run.Subject:
-    if "://" in repo:
+    if "://" in repo.location:
         raise UsageError(
             "a drill gives the repository to a virtual machine as a directory",
             hint="Run it on the machine that holds the repository.",
@@ -158,7 +160,7 @@ def _subject(
     secret = read_passphrase(passphrase_file)
     if secret is None:
         secret = ask(f"Passphrase of {key}")
-    return run.open_subject(repo, image, key, secret)
+    return run.open_subject(repo.location, image, key, secret)
 
 
 def _record(out: Output, subject: run.Subject, result: Result) -> None:

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import click
 
+from imager.commands.repository_argument import repository_argument
 from imager.commands.secrets import load_recovery_key, recovery_options
-from imager.console import Location, Output, verb
+from imager.console import Output, verb
 from imager.errors import NotConfirmed, UsageError
+from imager.repository.backend.place import Place
 from imager.repository.repository import Repository
 from imager.units import format_duration
 from restore import job
@@ -22,7 +24,7 @@ CONFIRMATION = "overwrite"
 
 
 @click.command()
-@click.argument("repo", type=Location())
+@repository_argument()
 @click.argument("image")
 @click.option(
     "--map",
@@ -59,7 +61,7 @@ CONFIRMATION = "overwrite"
 @verb
 def restore(
     out: Output,
-    repo: str,
+    repo: Place,
     image: str,
     maps: tuple[str, ...],
     dry_run: bool,

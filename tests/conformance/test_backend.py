@@ -1,26 +1,15 @@
-"""What every backend promises (`imager.repository.backend.protocol`), against the real thing."""
+"""What every backend promises (`imager.repository.backend.protocol`), against every real store."""
 
-import errno
-import math
 import multiprocessing
 import os
 import signal
-import subprocess
-import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from imager.errors import NoRoom, ObjectDamaged, ObjectLocked, ObjectMissing, OutputError
-from imager.repository.backend import directory
-from imager.repository.backend.directory import DirectoryBackend
+from imager.errors import ObjectDamaged, ObjectMissing, OutputError
+from imager.repository.backend.opening import open_backend
+from imager.repository.backend.place import Place
 from imager.repository.backend.protocol import Backend
-
-
-@pytest.fixture(params=["directory"])
-def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Backend:
-    return DirectoryBackend(tmp_path / "store")
 
 
 def test_put_and_get(backend: Backend) -> None:
@@ -98,29 +87,30 @@ def test_what_is_brought_back_may_keep_its_time(backend: Backend) -> None:
     assert modified == pytest.approx(before - 5000, abs=2) or before <= modified <= backend.now()
 
 
-def _put(backend: Backend, number: int) -> bool:
-    return backend.put_new("images/contested", [bytes([number]) * 100_000])
+def _put(place: Place, number: int) -> bool:
+    return open_backend(place).put_new("images/contested", [bytes([number]) * 100_000])
 
 
-def test_of_many_at_the_same_time_one_wins(backend: Backend) -> None:
+def test_of_many_at_the_same_time_one_wins(place: Place) -> None:
     context = multiprocessing.get_context("fork")
     with context.Pool(8) as pool:
-        won = pool.starmap(_put, [(backend, number) for number in range(32)])
+        won = pool.starmap(_put, [(place, number) for number in range(32)])
     assert sum(won) == 1
-    assert backend.get("images/contested") == bytes([won.index(True)]) * 100_000
+    assert open_backend(place).get("images/contested") == bytes([won.index(True)]) * 100_000
 
 
-def _endless(backend: Backend, pipe: int) -> None:
+def _endless(place: Place, pipe: int) -> None:
+    backend = open_backend(place)
     for number in range(10**6):
         backend.put_new(f"packs/{number}", [b"whole" * 20_000])
         os.write(pipe, b".")
 
 
-def test_killed_at_any_moment_no_object_is_half(backend: Backend) -> None:
+def test_killed_at_any_moment_no_object_is_half(place: Place) -> None:
     context = multiprocessing.get_context("fork")
     for stop_after in (1, 3, 7):
         reader, writer = os.pipe()
-        process = context.Process(target=_endless, args=(backend, writer))
+        process = context.Process(target=_endless, args=(place, writer))
         process.start()
         for _ in range(stop_after):
             os.read(reader, 1)
@@ -129,116 +119,27 @@ def test_killed_at_any_moment_no_object_is_half(backend: Backend) -> None:
         process.join()
         os.close(reader)
         os.close(writer)
+    backend = open_backend(place)
     listed = list(backend.list("packs/"))
     assert len(listed) >= 7
     assert all(backend.get(entry.name) == b"whole" * 20_000 for entry in listed)
 
 
-@pytest.fixture
-def small_filesystem(tmp_path: Path) -> Iterator[Path]:
-    place = tmp_path / "small"
-    place.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(place)], check=True)
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
-
-
-def test_no_room(small_filesystem: Path) -> None:
-    backend = DirectoryBackend(small_filesystem / "store")
-    backend.put_new("packs/a", [b"a" * 1_000_000])
-    with pytest.raises(NoRoom):
-        backend.put_new("packs/b", [b"b" * 3_000_000])
-    assert [entry.name for entry in backend.list("")] == ["packs/a"]
-    left = [path for path in small_filesystem.rglob("*") if path.is_file()]
-    assert len(left) == 1
-    assert backend.put_new("packs/c", [b"c" * 100_000])
-
-
-def test_stale_temporary_files_go(tmp_path: Path) -> None:
-    backend = DirectoryBackend(tmp_path)
-    backend.put_new("packs/a", [b"a"])
-    old, fresh = tmp_path / "incoming/old", tmp_path / "incoming/fresh"
-    old.write_bytes(b"")
-    fresh.write_bytes(b"")
-    os.utime(old, (0, 0))
-    backend.tidy()
-    assert not old.exists()
-    assert fresh.exists()
-
-
-@pytest.mark.parametrize("days", [-400, 400])
-def test_what_is_stale_goes_by_the_clock_of_the_store(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, days: int
+def test_a_lock_is_never_shortened_and_never_missing_where_there_are_locks(
+    backend: Backend,
 ) -> None:
-    """Another machine is writing; the clock of this one is wrong."""
-    backend = DirectoryBackend(tmp_path)
-    backend.put_new("images/a", [b"a"])
-    fresh, old = tmp_path / "incoming" / "fresh", tmp_path / "incoming" / "old"
-    fresh.touch()
-    old.touch()
-    before = time.time() - 25 * 3600
-    os.utime(old, (before, before))
-    forged = time.time() + days * 24 * 3600
-    monkeypatch.setattr(time, "time", lambda: forged)
-    backend.tidy()
-    assert [path.name for path in (tmp_path / "incoming").iterdir()] == ["fresh"]
-
-
-def test_what_is_found_done_is_made_durable_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Who did it may have been killed before the directory was flushed."""
-    backend = DirectoryBackend(tmp_path)
-    backend.put_new("packs/a", [b"a"])
-    flushed: list[Path] = []
-    monkeypatch.setattr(directory, "_flush_directory", flushed.append)
-    assert not backend.put_new("packs/a", [b"a"])
-    backend.delete("packs/b")
-    assert flushed == [tmp_path / "packs"] * 2
-
-
-def test_a_folder_that_can_not_be_listed_is_not_empty(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    backend = DirectoryBackend(tmp_path)
-    backend.put_new("images/a", [b"a"])
-
-    def fail(*_: object) -> None:
-        raise OSError(errno.EIO, "Input/output error")
-
-    monkeypatch.setattr(os, "scandir", fail)
-    with pytest.raises(ObjectDamaged):
-        list(backend.list("images/"))
-
-
-@pytest.mark.parametrize("attribute", ["+i", "+a"])
-@pytest.mark.parametrize("what", ["packs/ab/1", "packs/ab"])
-def test_what_is_locked_stays_until_the_lock_is_lifted(
-    ext4: Path, attribute: str, what: str
-) -> None:
-    backend = DirectoryBackend(ext4)
+    """A store without locks takes the order and does nothing."""
     backend.put_new("packs/ab/1", [b"one"])
-    assert backend.locked_until("packs/ab/1") is None
-    subprocess.run(["chattr", attribute, ext4 / what], check=True)
-    assert backend.locked_until("packs/ab/1") == math.inf
-    with pytest.raises(ObjectLocked, match="packs/ab/1"):
-        backend.delete("packs/ab/1")
-    assert backend.get("packs/ab/1") == b"one"
-    subprocess.run(["chattr", "-i", "-a", ext4 / what], check=True)
-    assert backend.locked_until("packs/ab/1") is None
-    backend.delete("packs/ab/1")
-    assert backend.locked_until("packs/ab/1") is None
+    until = backend.now() + 40 * 24 * 3600
+    backend.retain("packs/ab/1", until)
+    locked = backend.locked_until("packs/ab/1")
+    assert locked is None or locked >= until - 1
+    backend.retain("packs/ab/1", until - 20 * 24 * 3600)
+    assert backend.locked_until("packs/ab/1") == locked
+    backend.retain("packs/never/there", until)
 
 
-def test_a_store_whose_folders_only_take_in_can_be_written_to(ext4: Path) -> None:
-    backend = DirectoryBackend(ext4)
-    backend.put_new("images/1", [b"one"])
-    subprocess.run(["chattr", "+a", ext4 / "images"], check=True)
-    backend.put_new("images/2", [b"two"])
-    assert backend.get("images/2") == b"two"
-
-
-def test_nothing_is_locked_where_nothing_can_be(small_filesystem: Path) -> None:
-    backend = DirectoryBackend(small_filesystem)
-    backend.put_new("packs/a", [b"a"])
-    assert backend.locked_until("packs/a") is None
+def test_nothing_newer_lies_above_what_was_written_once(backend: Backend) -> None:
+    backend.put_new("images/a", [b"a"])
+    backend.put_new("images/a", [b"b"])
+    assert [entry.newer for entry in backend.list("")] == [0]

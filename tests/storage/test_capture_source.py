@@ -373,12 +373,12 @@ def test_every_disk_but_the_one_below_the_repository(
     here = {disk.path for disk in blockdev.list_disks()}
     below = blockdev.disks_under(tmp_path)
     if here - below:
-        assert set(default_disks(tmp_path)) <= here - below
+        assert set(default_disks([tmp_path])) <= here - below
     else:
         with pytest.raises(NoSuchDisk, match="holds the repository"):
-            default_disks(tmp_path)
+            default_disks([tmp_path])
     iso = tmp_path / "medium"
     iso.write_bytes(bytes(32 * KIB) + b"\x01CD001\x01" + bytes(64 * KIB))
     monkeypatch.setattr(blockdev, "list_disks", lambda: (blockdev.identify(iso),))
     with pytest.raises(NoSuchDisk):
-        source_module.default_disks(None)
+        source_module.default_disks([])

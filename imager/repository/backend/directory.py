@@ -50,6 +50,16 @@ class DirectoryBackend:
         """The directory."""
         return str(self._root)
 
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """The directory."""
+        return (self._root,)
+
+    @property
+    def lock_span(self) -> None:
+        """None: a filesystem knows no locks that end by themselves."""
+        return
+
     def put_new(self, name: str, parts: Sequence[Buffer], modified: float | None = None) -> bool:
         """Create an object; see `protocol.Backend.put_new`."""
         target = self._path(name)
@@ -138,6 +148,9 @@ class DirectoryBackend:
                 f"{error.strerror}"
             ) from error
         return math.inf if is_kept else None
+
+    def retain(self, name: str, until: float) -> None:
+        """Do nothing; see `lock_span`."""
 
     def now(self) -> float:
         """Return the clock of the filesystem; see `protocol.Backend.now`."""

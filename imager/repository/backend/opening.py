@@ -6,21 +6,28 @@ from typing import Final
 
 from imager.errors import UsageError
 from imager.repository.backend.directory import DirectoryBackend
+from imager.repository.backend.place import Place
 from imager.repository.backend.protocol import Backend
 
 # By scheme; each imports its own library only when it is asked for.
-_OPENERS: Final[Mapping[str, Callable[[str], Backend]]] = {}
+_OPENERS: Final[Mapping[str, Callable[[Place], Backend]]] = {}
 
 
-def open_backend(location: str) -> Backend:
-    """Return the backend for a location: a directory, or what a scheme such as `s3://` names.
+def open_backend(place: Place | str) -> Backend:
+    """Return the backend for a place: a directory, or what a scheme such as `s3://` names.
+
+    Args:
+        place: a mere location is reached as the environment says.
 
     Raises:
         UsageError: no backend of this version serves such a location.
+        LinkError: the store there can't be reached.
     """
-    scheme, separator, _ = location.partition("://")
+    if isinstance(place, str):
+        place = Place(place)
+    scheme, separator, _ = place.location.partition("://")
     if not separator:
-        return DirectoryBackend(Path(location))
+        return DirectoryBackend(Path(place.location))
     opener = _OPENERS.get(scheme)
     if opener is None:
         known = "".join(f", {name}://" for name in sorted(_OPENERS))
@@ -28,4 +35,4 @@ def open_backend(location: str) -> Backend:
             f"repositories at {scheme}:// can't be reached by this version",
             hint=f"Give a directory{known}.",
         )
-    return opener(location)
+    return opener(place)

@@ -6,6 +6,7 @@ whole or not at all, never changes, and goes whole.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 Buffer = bytes | bytearray | memoryview
@@ -19,19 +20,36 @@ class Entry:
         name: relative to the repository.
         size: bytes.
         modified: seconds since the epoch by the store's clock.
+        newer: of a store that keeps versions, how many versions and delete markers of this name came
+            after the one that is read, the first: somebody tried to overwrite or to hide it.
     """
 
     name: str
     size: int
     modified: float
+    newer: int = 0
 
 
 class Backend(Protocol):
-    """A place for objects."""
+    """A place for objects, for any number of threads at once.
+
+    Every method may raise `LinkError` and those below it besides what it lists: they say something
+    about the way to the store or about the keys shown to it, and nothing about objects.
+    """
 
     @property
     def location(self) -> str:
-        """The place as the user wrote it."""
+        """The place as the user wrote it, without secrets."""
+        ...
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """The directories of this machine that hold the objects; none of a store elsewhere."""
+        ...
+
+    @property
+    def lock_span(self) -> float | None:
+        """For how many seconds the store locks what is put there; None of a store without locks."""
         ...
 
     def put_new(self, name: str, parts: Sequence[Buffer], modified: float | None = None) -> bool:
@@ -104,6 +122,21 @@ class Backend(Protocol):
 
         Raises:
             OutputError: the store does not tell.
+        """
+        ...
+
+    def retain(self, name: str, until: float) -> None:
+        """Let the store keep an object until a time at least, whoever asks to delete it.
+
+        A lock is never shortened. A store without locks, and an object that is not there, are no
+        error: nothing happens.
+
+        Args:
+            name: of the object.
+            until: seconds since the epoch by the store's clock.
+
+        Raises:
+            OutputError: the store does not take it.
         """
         ...
 

@@ -1,0 +1,72 @@
+"""REPO, the argument of most verbs, with what stores are reached with."""
+
+import functools
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from imager.console import Location
+from imager.repository.backend import place
+from imager.repository.backend.place import Access, HostKey, Place
+
+
+def repository_argument(
+    *, required: bool = True
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a verb the argument REPO, as a `Place` named `repo`, and the options that belong to it."""
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        @click.argument("repo", type=Location(), required=required)
+        @_file("--ssh-key", place.SSH_KEY, "For ssh:// and sftp://: the private key to show.")
+        @_file("--known-hosts", place.KNOWN_HOSTS, "For these: the host keys that are trusted.")
+        @_file(
+            "--store-credentials", place.STORE_CREDENTIALS, "For s3://: file with the access key."
+        )
+        @_file("--authorities", place.AUTHORITIES, "For s3://: certificates to trust, in PEM.")
+        @functools.wraps(function)
+        def wrapper(
+            *args: Any,
+            repo: str | None,
+            ssh_key: Path | None,
+            known_hosts: Path | None,
+            store_credentials: Path | None,
+            authorities: Path | None,
+            **options: Any,
+        ) -> None:
+            access = Access(
+                ssh_key,
+                known_hosts,
+                store_credentials,
+                authorities,
+                _confirm if sys.stdin.isatty() else None,
+            )
+            function(*args, repo=Place(repo, access) if repo else None, **options)
+
+        return wrapper
+
+    return decorate
+
+
+def _file(
+    option: str, variable: str, text: str
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    decorate: Callable[[Callable[..., None]], Callable[..., None]] = click.option(
+        option,
+        envvar=variable,
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help=f"{text} Also {variable}.",
+    )
+    return decorate
+
+
+def _confirm(key: HostKey) -> bool:
+    click.echo(
+        f"{key.host} was never seen before. Its {key.algorithm} key is\n  {key.fingerprint}\n"
+        "On that host, `ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub` (or the file of another "
+        "algorithm) must print the same.",
+        err=True,
+    )
+    return click.confirm("Trust it from now on?", default=False, err=True)

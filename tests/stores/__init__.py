@@ -1,0 +1,14 @@
+"""Real stores for the tests: one module each, all behind `tests.stores.store.Store`."""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Final
+
+from tests.stores.directory import directory
+from tests.stores.store import Store
+
+# By name; each is given a folder of its own, runs until its context ends, and listens on loopback only.
+STORES: Final[Mapping[str, Callable[[Path], AbstractContextManager[Store]]]] = {
+    "directory": directory,
+}
