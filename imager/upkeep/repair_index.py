@@ -3,7 +3,7 @@
 import os
 from collections.abc import Collection
 
-from imager.errors import OBJECT_FAULTS, RemetalError
+from imager.errors import OBJECT_FAULTS
 from imager.repository import index as index_format
 from imager.repository import pack as pack_format
 from imager.repository.header import ID_SIZE, NO_KIND, Header, Magic, PackKind
@@ -67,7 +67,7 @@ def rebuild(repository: Repository, keys: GroupKeys) -> list[str]:
             kind, entries = pack_format.read_directory(
                 repository.backend, entry.name, entry.size, keys.directory_key, repository.id
             )
-        except (ValueError, RemetalError):
+        except (ValueError, *OBJECT_FAULTS):
             continue
         if sum(len(rows) for _, _, rows in batch) + len(entries) > MOST_ENTRIES:
             written.append(_write(repository, keys, batch))
