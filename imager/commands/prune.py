@@ -21,8 +21,10 @@ from imager.retention import picture
 from imager.retention.policy import Policy
 from imager.retention.retention import Verdict, decide
 from imager.units import DAY, format_duration, format_size
+from imager.upkeep import extend_locks
 from imager.upkeep import prune as pruning
 from imager.upkeep.ages import stored_images
+from imager.upkeep.extend_locks import Extension
 from imager.upkeep.prune import Plan
 from imager.upkeep.prune_execute import Result, execute
 
@@ -72,6 +74,8 @@ def prune(
     still not needed. Captures never wait for it. Images that are held (`remetal hold`), the newest
     of each machine, and the newest that passed a drill stay under every policy.
 
+    On a store with object lock it also extends the locks of all that is kept.
+
     \b
     Examples:
       remetal prune /srv/images --dry-run
@@ -95,8 +99,11 @@ def prune(
     verdict = decide(stored_images(images, standing, now), policy, now)
     unwanted = frozenset(d.image.id for d in verdict.decisions if not d.keep)
     plan = pruning.plan(repository, keys, unwanted, quarantine=quarantine, waste=max_waste / 100)
+    kept = {decision.image.id for decision in verdict.decisions if decision.keep}
+    extension = extend_locks.plan(repository, keys, plan, kept)
     _tell_images(out, verdict, now)
     _tell_plan(out, plan)
+    _tell_extension(out, extension)
     _warn(out, verdict, plan, standing)
     result = None
     if dry_run:
@@ -106,7 +113,9 @@ def prune(
         with out.progress("repack", moving) as advance:
             result = execute(plan, repository, keys, signatory, advance)
         _tell_result(out, result)
-    out.document(_document(verdict, plan, result))
+        if extension is not None:
+            extend_locks.execute(repository.backend, extension)
+    out.document(_document(verdict, plan, extension, result))
 
 
 def _tell_images(out: Output, verdict: Verdict, now: float) -> None:
@@ -157,6 +166,14 @@ def _tell_plan(out: Output, plan: Plan) -> None:
         out.say("There is nothing to condemn and nothing to remove.")
 
 
+def _tell_extension(out: Output, extension: Extension | None) -> None:
+    if extension is not None:
+        out.say(
+            f"The locks of {len(extension.objects)} objects that are kept are extended until "
+            f"{_moment(extension.until)}."
+        )
+
+
 def _lock_end(times: Iterable[float]) -> str:
     """Return when all of some locks have ended."""
     last = max(times)
@@ -181,7 +198,9 @@ def _tell_result(out: Output, result: Result) -> None:
         out.remark(f"warning: {problem.name} was not repacked: {problem.error.message}")
 
 
-def _document(verdict: Verdict, plan: Plan, result: Result | None) -> dict[str, object]:
+def _document(
+    verdict: Verdict, plan: Plan, extension: Extension | None, result: Result | None
+) -> dict[str, object]:
     return {
         "images": [
             {
@@ -212,6 +231,9 @@ def _document(verdict: Verdict, plan: Plan, result: Result | None) -> dict[str, 
             {"object": name, "until": None if math.isinf(until) else _moment(until)}
             for name, until in sorted(plan.locked.items())
         ],
+        "extended_locks": None
+        if extension is None
+        else {"objects": len(extension.objects), "until": _moment(extension.until)},
         "rescued": {"images": plan.rescued_images, "packs": plan.rescued_packs},
         "bytes": {
             "stored": plan.sizes.stored,

@@ -8,15 +8,13 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
-from imager.errors import OBJECT_FAULTS
 from imager.repository import index as index_format
 from imager.repository import parity_object
 from imager.repository.backend.protocol import Backend
-from imager.repository.index import Segment
 from imager.repository.keyring import GroupKeys
-from imager.repository.pack import object_name
 from imager.repository.repository import Repository
 from imager.upkeep.parity_shares import read_groups
+from imager.upkeep.repair_index import packs_named
 
 _ASKING: Final = 8
 
@@ -58,18 +56,9 @@ class Locks:
         indexes = {entry.name for entry in backend.list(index_format.PREFIX)}
         found = dict(members)
         for index, until in _latest(_ask(backend, indexes), members, indexes).items():
-            for pack in self._packs_named_by(index):
+            for pack in packs_named(self._repository, self._keys, index):
                 found[pack] = max(until, found.get(pack, until))
         return found
-
-    def _packs_named_by(self, index: str) -> list[str]:
-        repository = self._repository
-        try:
-            data = repository.backend.get(index)
-            segment = Segment.decode(data, index, self._keys.directory_key, repository.id)
-        except OBJECT_FAULTS:
-            return []
-        return [object_name(digest) for digest, _ in segment.packs]
 
 
 def _ask(backend: Backend, names: Iterable[str]) -> Times:
