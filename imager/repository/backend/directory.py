@@ -16,7 +16,7 @@ import math
 import os
 import secrets
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -62,26 +62,26 @@ class DirectoryBackend:
 
     def put_new(self, name: str, parts: Sequence[Buffer], modified: float | None = None) -> bool:
         """Create an object; see `protocol.Backend.put_new`."""
-        target = self._path(name)
-        incoming = self._root / _INCOMING
-        temporary = incoming / f"{target.name[:16]}-{secrets.token_hex(8)}"
+        with self.begin(name) as incoming:
+            if incoming.exists:
+                return False
+            for first in range(0, len(parts), _MOST_PARTS):
+                incoming.write(parts[first : first + _MOST_PARTS])
+            return incoming.finish(modified)
+
+    @contextlib.contextmanager
+    def begin(self, name: str) -> Iterator["Incoming"]:
+        """Begin an object whose bytes come one after the other; without `finish` there is none.
+
+        Raises:
+            NoRoom, OutputError: as `put_new` says; whatever is done with it raises these.
+        """
         try:
-            if target.exists():
-                # Who made it may have been stopped before its name was durable.
-                _flush_directory(target.parent)
-                return False
-            self._make_directory(incoming)
-            self._make_directory(target.parent)
+            incoming = Incoming(self._path(name), self._root / _INCOMING, self._make_directory)
             try:
-                _write_durably(temporary, parts, modified)
-                os.link(temporary, target)
-            except FileExistsError:
-                _flush_directory(target.parent)
-                return False
+                yield incoming
             finally:
-                with contextlib.suppress(FileNotFoundError):
-                    temporary.unlink()
-            _flush_directory(target.parent)
+                incoming.close()
         except OSError as error:
             if error.errno in _FULL:
                 raise NoRoom(f"no room left in the repository at {self._root}") from error
@@ -89,12 +89,22 @@ class DirectoryBackend:
                 f"the repository at {self._root} does not take {name}: {error.strerror}",
                 hint="Check that it can be written to and that its filesystem knows hard links.",
             ) from error
-        return True
 
     def get(self, name: str) -> bytes:
         """Return an object whole; see `protocol.Backend.get`."""
         try:
             return self._path(name).read_bytes()
+        except OSError as error:
+            raise self._unreadable(name, error) from error
+
+    def size(self, name: str) -> int:
+        """Return the bytes of an object.
+
+        Raises:
+            ObjectMissing, ObjectDamaged: as `get` says.
+        """
+        try:
+            return self._path(name).stat().st_size
         except OSError as error:
             raise self._unreadable(name, error) from error
 
@@ -216,6 +226,56 @@ class DirectoryBackend:
         return ObjectDamaged(f"{name} can't be read in {self._root}: {error.strerror}")
 
 
+class Incoming:
+    """An object that is being written beside its place.
+
+    Attributes:
+        exists: whether the name is there already; then nothing is written.
+    """
+
+    def __init__(self, target: Path, folder: Path, make: Callable[[Path], None]) -> None:
+        self._target = target
+        self._temporary = folder / f"{target.name[:16]}-{secrets.token_hex(8)}"
+        self._descriptor = -1
+        self.exists = target.exists()
+        if self.exists:
+            # Who made it may have been stopped before its name was durable.
+            _flush_directory(target.parent)
+            return
+        make(folder)
+        make(target.parent)
+        self._descriptor = os.open(
+            self._temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600
+        )
+
+    def write(self, parts: Sequence[Buffer]) -> None:
+        """Append bytes, at most 512 parts of them."""
+        _write_all(self._descriptor, parts)
+
+    def finish(self, modified: float | None = None) -> bool:
+        """Give the object its name, durably; whether it was not there."""
+        if modified is not None:
+            with contextlib.suppress(OSError):
+                os.utime(self._descriptor, (modified, modified))
+        os.fsync(self._descriptor)
+        try:
+            os.link(self._temporary, self._target)
+        except FileExistsError:
+            self.exists = True
+        self.close()
+        _flush_directory(self._target.parent)
+        return not self.exists
+
+    def close(self) -> None:
+        """Leave nothing behind but what was finished."""
+        if self._descriptor < 0:
+            return
+        os.close(self._descriptor)
+        self._descriptor = -1
+        with contextlib.suppress(FileNotFoundError):
+            self._temporary.unlink()
+
+
 def _stop_unless_gone(error: OSError) -> None:
     """Let no listing be shorter than the store is: what seems not to be there may be removed."""
     if not isinstance(error, FileNotFoundError):
@@ -239,19 +299,6 @@ def _is_fixed(path: Path) -> bool:
         os.close(descriptor)
     (flags,) = struct.unpack_from("I", answer)
     return bool(flags & (_IMMUTABLE | _APPEND_ONLY))
-
-
-def _write_durably(path: Path, parts: Sequence[Buffer], modified: float | None) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        for first in range(0, len(parts), _MOST_PARTS):
-            _write_all(descriptor, parts[first : first + _MOST_PARTS])
-        if modified is not None:
-            with contextlib.suppress(OSError):
-                os.utime(descriptor, (modified, modified))
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _write_all(descriptor: int, parts: Sequence[Buffer]) -> None:
