@@ -9,8 +9,14 @@ from imager.repository.backend.directory import DirectoryBackend
 from imager.repository.backend.place import Place
 from imager.repository.backend.protocol import Backend
 
-# By scheme; each imports its own library only when it is asked for.
-_OPENERS: Final[Mapping[str, Callable[[Place], Backend]]] = {}
+# Each imports its own library only when it is asked for.
+def _s3(place: Place) -> Backend:
+    from imager.repository.backend.s3 import S3Backend  # noqa: PLC0415
+
+    return S3Backend(place)
+
+
+_OPENERS: Final[Mapping[str, Callable[[Place], Backend]]] = {"s3": _s3}
 
 
 def open_backend(place: Place | str) -> Backend:
