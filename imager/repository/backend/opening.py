@@ -9,6 +9,7 @@ from imager.repository.backend.directory import DirectoryBackend
 from imager.repository.backend.place import Place
 from imager.repository.backend.protocol import Backend
 
+
 # Each imports its own library only when it is asked for.
 def _s3(place: Place) -> Backend:
     from imager.repository.backend.s3 import S3Backend  # noqa: PLC0415

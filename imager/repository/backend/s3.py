@@ -34,7 +34,7 @@ from imager.repository.backend.protocol import Buffer, Entry
 from imager.repository.backend.s3_caller import FIRST_PATIENCE, PATIENCE, Caller, code_of, status_of
 from imager.repository.backend.s3_client import READ_SECONDS, Clients
 from imager.repository.backend.s3_location import Location, LockMode
-from imager.repository.backend.s3_versions import Remembered, Version
+from imager.repository.backend.s3_versions import Ids, Remembered, Version
 from imager.units import DAY, GIB
 
 if TYPE_CHECKING:
@@ -180,11 +180,11 @@ class S3Backend:
             if not self._bucket.has_versions:
                 self._call("delete_object", Key=key)
                 return
-            markers, versions = self._every(key)
-            if len(versions) > 1 and self._lock_of(key, versions) is not None:
+            ids = self._every(key)
+            if len(ids.versions) > 1 and self._lock_of(key, ids.versions) is not None:
                 raise _locked(name, self._where)
             # The first goes last: what is above it must never be taken for it.
-            for version in (*markers, *versions):
+            for version in (*ids.markers, *ids.versions):
                 self._call("delete_object", Key=key, VersionId=version)
         except ClientError as error:
             if self.locked_until(name) is not None:
@@ -199,7 +199,7 @@ class S3Backend:
             return None
         key = self._key(name)
         try:
-            return self._lock_of(key, self._every(key)[1])
+            return self._lock_of(key, self._every(key).versions)
         except ClientError as error:
             raise self._caller.refusal(f"tell until when it keeps {name}", error) from error
 
@@ -291,7 +291,7 @@ class S3Backend:
             return s3_versions.first(fetch, prefix)
         return s3_versions.plain(functools.partial(self._call, "list_objects_v2"), prefix)
 
-    def _every(self, key: str) -> tuple[list[str], list[str]]:
+    def _every(self, key: str) -> Ids:
         return s3_versions.every(functools.partial(self._call, "list_object_versions"), key)
 
     def _first(self, key: str) -> Version | None:

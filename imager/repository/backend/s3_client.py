@@ -7,7 +7,7 @@ are held by boto3 alone: they are in no location, no message and no representati
 import os
 import stat
 import threading
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 from urllib.parse import urlsplit
 
 import boto3
@@ -105,7 +105,7 @@ class Clients:
             s3={"payload_signing_enabled": True, "addressing_style": self._style()},
         )
 
-    def _style(self) -> str:
+    def _style(self) -> Literal["auto", "path"]:
         """Return where the bucket is named: only AWS gives every bucket a host name of its own."""
         host = urlsplit(self._location.endpoint or "").hostname
         return "auto" if host is None or host.endswith(".amazonaws.com") else "path"
@@ -133,7 +133,7 @@ def _read_keys(path: "Path") -> Credentials:
             hint=f"It has a line [{profile}], then aws_access_key_id = ..., aws_secret_access_key = "
             "... and, for keys that expire, aws_session_token = ...",
         )
-    return keys  # type: ignore[no-any-return]
+    return keys
 
 
 def _refuse_what_is_cut(operation_model: Any, response_dict: dict[str, Any], **_: Any) -> None:

@@ -42,6 +42,19 @@ class Version:
     newer: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Ids:
+    """All that lies under one name.
+
+    Attributes:
+        markers: ids of the delete markers.
+        versions: ids of the versions, newest first.
+    """
+
+    markers: tuple[str, ...] = ()
+    versions: tuple[str, ...] = ()
+
+
 @dataclass(slots=True)
 class _Name:
     """What was listed of a name so far, newest first."""
@@ -82,12 +95,18 @@ def first(fetch: Fetch, prefix: str) -> Iterator[Version]:
             yield _first_of(key, name, is_weed)
 
 
-def every(fetch: Fetch, key: str) -> tuple[list[str], list[str]]:
-    """Return the ids of all delete markers of a name, and those of its versions, newest first."""
+def every(fetch: Fetch, key: str) -> Ids:
+    """Return all that lies under a name.
+
+    Args:
+        fetch: as for `first`.
+        key: what the store calls the object.
+    """
     for found, name, _ in _names(fetch, key):
         if found == key:
-            return name.markers, [str(version["VersionId"]) for version in name.versions]
-    return [], []
+            ids = (str(version["VersionId"]) for version in name.versions)
+            return Ids(tuple(name.markers), tuple(ids))
+    return Ids()
 
 
 class Remembered:
