@@ -9,8 +9,15 @@ from imager.repository.backend.directory import DirectoryBackend
 from imager.repository.backend.place import Place
 from imager.repository.backend.protocol import Backend
 
+
+def _ssh(place: Place) -> Backend:
+    from imager.repository.backend.ssh_store import SshStore  # noqa: PLC0415
+
+    return SshStore(place)
+
+
 # By scheme; each imports its own library only when it is asked for.
-_OPENERS: Final[Mapping[str, Callable[[Place], Backend]]] = {}
+_OPENERS: Final[Mapping[str, Callable[[Place], Backend]]] = {"ssh": _ssh}
 
 
 def open_backend(place: Place | str) -> Backend:
