@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Final
 
 from tests.stores.directory import directory
-from tests.stores.ssh import ssh
+from tests.stores.ssh import sftp, ssh
 from tests.stores.store import Store
 
 # By name; each is given a folder of its own, runs until its context ends, and listens on loopback only.
 STORES: Final[Mapping[str, Callable[[Path], AbstractContextManager[Store]]]] = {
     "directory": directory,
     "ssh": ssh,
+    "sftp": sftp,
 }

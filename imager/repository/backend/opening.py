@@ -16,8 +16,14 @@ def _ssh(place: Place) -> Backend:
     return SshStore(place)
 
 
+def _sftp(place: Place) -> Backend:
+    from imager.repository.backend.sftp_store import SftpStore  # noqa: PLC0415
+
+    return SftpStore(place)
+
+
 # By scheme; each imports its own library only when it is asked for.
-_OPENERS: Final[Mapping[str, Callable[[Place], Backend]]] = {"ssh": _ssh}
+_OPENERS: Final[Mapping[str, Callable[[Place], Backend]]] = {"sftp": _sftp, "ssh": _ssh}
 
 
 def open_backend(place: Place | str) -> Backend:

@@ -23,6 +23,7 @@ from imager.repository.backend.place import Access, HostKey, Place
 
 _PORT: Final = 22
 _CONNECT_SECONDS: Final = 20.0
+_SILENCE_SECONDS: Final = 60.0
 _KEEPALIVE_SECONDS: Final = 15
 _WINDOW: Final = 4 << 20
 _PACKET: Final = 1 << 15
@@ -105,8 +106,8 @@ class Connection:
         self._transport: paramiko.Transport | None = None
         self._owner = os.getpid()
 
-    def open_channel(self, seconds: float) -> paramiko.Channel:
-        """Return a new channel whose reads and writes give up after so many seconds of silence.
+    def open_channel(self) -> paramiko.Channel:
+        """Return a new channel whose reads and writes give up after a minute of silence.
 
         Raises:
             StoreUnreachable: there is no way to the host.
@@ -121,7 +122,7 @@ class Connection:
             transport = self._transport
         with translated(self.address):
             channel = transport.open_session(_WINDOW, _PACKET, timeout=_CONNECT_SECONDS)
-        channel.settimeout(seconds)
+        channel.settimeout(_SILENCE_SECONDS)
         return channel
 
     def drop(self) -> None:

@@ -1,21 +1,16 @@
 """A repository behind `remetal serve`, reached over SSH.
 
-Each thread has a channel of its own, with a server process at its other end, so calls don't wait for
-each other. A call that meets a broken or silent link is made again on a new one, for five minutes:
-every request may be made twice. Of an object whose answer was lost, the server says whether it lies
-there with the same bytes.
+Each call has a channel of its own, with a server process at its other end, so calls don't wait for
+each other. Every request may be made twice (`channels.py`): of an object whose answer was lost, the
+server says whether it lies there with the same bytes.
 """
 
 import contextlib
 import hashlib
-import os
-import queue
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Final, TypeVar
-
-import paramiko
+from typing import Final
 
 from imager.errors import (
     MalformedAnswer,
@@ -29,18 +24,13 @@ from imager.errors import (
     StoreUnreachable,
 )
 from imager.repository.backend import frames
+from imager.repository.backend.channels import Channels
 from imager.repository.backend.frames import Fault, Greeting, Kind, Put
 from imager.repository.backend.place import Place
 from imager.repository.backend.protocol import Buffer, Entry
-from imager.repository.backend.retry import patiently
-from imager.repository.backend.ssh import Address, Connection, translated
+from imager.repository.backend.ssh import Address, Connection
 
-# sshd lets ten channels into one connection by default.
-_MOST_CHANNELS: Final = 8
-_SILENCE_SECONDS: Final = 60.0
 _SENT_AT_ONCE: Final = 1 << 18
-
-_Result = TypeVar("_Result")
 
 
 class SshStore:
@@ -53,9 +43,7 @@ class SshStore:
     def __init__(self, place: Place) -> None:
         self._location = place.location
         self._address = Address.parse(place.location)
-        self._connection = Connection(place, self._address)
-        self._owner = os.getpid()
-        self._channels: queue.LifoQueue[_Channel | None] = _free_channels()
+        self._channels = Channels(Connection(place, self._address), _Channel, _ANSWERED)
 
     @property
     def location(self) -> str:
@@ -91,15 +79,15 @@ class SshStore:
             # After a lost answer, the same bytes are most likely ours.
             return answer is Kind.CREATED or (answer is Kind.SAME and tries > 1)
 
-        return self._call(send)
+        return self._channels.call(send)
 
     def get(self, name: str) -> bytes:
         """Return an object whole; see `protocol.Backend.get`."""
-        return self._call(lambda channel: channel.fetch(Kind.GET, name.encode()))
+        return self._channels.call(lambda channel: channel.fetch(Kind.GET, name.encode()))
 
     def get_range(self, name: str, offset: int, length: int) -> bytes:
         """Return a range of an object; see `protocol.Backend.get_range`."""
-        data = self._call(
+        data = self._channels.call(
             lambda channel: channel.fetch(Kind.RANGE, frames.range_of(name, offset, length))
         )
         if len(data) != length:
@@ -113,12 +101,12 @@ class SshStore:
             channel.send(Kind.LIST, prefix.encode())
             return list(channel.data())
 
-        for batch in self._call(fetch):
+        for batch in self._channels.call(fetch):
             yield from frames.split_entries(batch)
 
     def delete(self, name: str) -> None:
         """Remove an object; see `protocol.Backend.delete`."""
-        self._call(lambda channel: channel.ask(Kind.DELETE, name.encode(), Kind.DONE))
+        self._channels.call(lambda channel: channel.ask(Kind.DELETE, name.encode(), Kind.DONE))
 
     def locked_until(self, name: str) -> float | None:
         """Return infinity for what is immutable there; see `protocol.Backend.locked_until`."""
@@ -136,40 +124,13 @@ class SshStore:
 
     def tidy(self) -> None:
         """Remove stale temporary files; see `protocol.Backend.tidy`."""
-        self._call(lambda channel: channel.ask(Kind.TIDY, b"", Kind.DONE))
+        self._channels.call(lambda channel: channel.ask(Kind.TIDY, b"", Kind.DONE))
 
     def _number(self, kind: Kind, name: str) -> float | None:
-        _, payload = self._call(lambda channel: channel.ask(kind, name.encode(), Kind.NUMBER))
+        _, payload = self._channels.call(
+            lambda channel: channel.ask(kind, name.encode(), Kind.NUMBER)
+        )
         return frames.split_number(payload)
-
-    def _call(self, request: Callable[["_Channel"], _Result]) -> _Result:
-        def once() -> _Result:
-            if self._owner != os.getpid():
-                self._channels, self._owner = _free_channels(), os.getpid()
-            channels = self._channels
-            channel = channels.get()
-            try:
-                if channel is None or channel.is_closed:
-                    channel = _Channel(self._connection)
-                with translated(self._address):
-                    return request(channel)
-            except BaseException as error:
-                # Unless the server has said what is wrong, nobody knows where its next frame begins.
-                if channel is not None and not isinstance(error, _ANSWERED):
-                    channel.close()
-                    channel = None
-                raise
-            finally:
-                channels.put(channel)
-
-        return patiently(once)
-
-
-def _free_channels() -> "queue.LifoQueue[_Channel | None]":
-    found: queue.LifoQueue[_Channel | None] = queue.LifoQueue()
-    for _ in range(_MOST_CHANNELS):
-        found.put(None)
-    return found
 
 
 class _Channel:
@@ -177,16 +138,12 @@ class _Channel:
 
     def __init__(self, connection: Connection) -> None:
         self._address = connection.address
-        self._connection = connection
-        self._channel = connection.open_channel(_SILENCE_SECONDS)
-        with translated(self._address):
-            self._channel.exec_command(
-                f"remetal serve --may-delete {shlex.quote(self._address.path)}"
-            )
-            try:
-                kind, payload = frames.read_frame(self._read)
-            except (EOFError, MalformedAnswer) as error:
-                raise self._no_server() from error
+        self._channel = connection.open_channel()
+        self._channel.exec_command(f"remetal serve --may-delete {shlex.quote(self._address.path)}")
+        try:
+            kind, payload = frames.read_frame(self._read)
+        except (EOFError, MalformedAnswer) as error:
+            raise self._no_server() from error
         if kind is not Kind.GREETING:
             raise self._no_server()
         Greeting.decode(payload)
@@ -197,11 +154,8 @@ class _Channel:
         return bool(self._channel.closed or self._channel.eof_received)
 
     def close(self) -> None:
-        """Leave; if the other side says nothing, so that the whole connection is given up."""
-        if not self._channel.eof_received:
-            self._connection.drop()
-        with contextlib.suppress(paramiko.SSHException, EOFError, OSError):
-            self._channel.close()
+        """End it."""
+        self._channel.close()
 
     def ask(self, kind: Kind, payload: bytes, *expected: Kind) -> tuple[Kind, bytes]:
         """Send a request and return its answer."""
