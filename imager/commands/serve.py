@@ -12,8 +12,10 @@ import click
 
 from imager.console import Output, verb
 from imager.errors import LinkError, StoreRefused, UsageError
+from imager.repository import names
 from imager.repository.backend.directory import DirectoryBackend
 from imager.repository.backend.frames import Role
+from imager.repository.backend.protocol import is_name
 from imager.repository.backend.serve import MOST_BYTES, Permit, Server, check_order
 from imager.repository.backend.serve_budget import Budget
 from imager.repository.backend.serve_log import ServeLog
@@ -26,6 +28,8 @@ _ROLES: Final = {
     Role.MAY_DELETE: "--may-delete",
     Role.READ_ONLY: "--read-only",
 }
+
+_OF_CAPTURE: Final = (names.PACKS, names.INDEXES, names.IMAGES, names.STATEMENTS)
 
 
 def _bytes(context: click.Context, option: click.Parameter, value: str | None) -> int | None:
@@ -95,7 +99,8 @@ def serve(
     """Serve the repository in the directory REPO to the key whose forced command this is.
 
     With --append-only a captured machine can add images, and nobody who takes over the machine can
-    remove, change or overwrite any. A second key with --may-delete is for upkeep; keep it elsewhere.
+    remove, change or overwrite any. A second key with --may-delete is for all else: `init`, keys, upkeep;
+    keep it elsewhere.
 
     \b
     Examples:
@@ -117,7 +122,8 @@ def serve(
         raise
     folder = state or Path("~/.local/state/remetal/serve").expanduser()
     whose = hashlib.sha256(f"{repo.resolve()}\0{name}".encode()).hexdigest()[:32]
-    permit = Permit(role, Budget(folder / whose, quota, limit), most)
+    may_add = _is_of_capture if role is Role.APPEND_ONLY else is_name
+    permit = Permit(role, Budget(folder / whose, quota, limit), most, may_add)
     server = Server(DirectoryBackend(repo), permit, log.refused, _STDIN, _STDOUT)
     try:
         server.run()
@@ -129,6 +135,11 @@ def serve(
             log.note(f"removed {deleted}")
         if server.created:
             log.note(f"added {server.created} objects of {server.stored_bytes} bytes")
+
+
+def _is_of_capture(name: str) -> bool:
+    """Whether captures and drills write such objects; generations of keys and removals they don't."""
+    return names.folder_of(name) is not None and name.startswith(_OF_CAPTURE)
 
 
 def _line(

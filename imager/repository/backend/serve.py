@@ -66,11 +66,14 @@ class Permit:
         role: its verbs.
         budget: how much and how fast.
         most: bytes of the largest object.
+        may_add: whether it may add an object of a name; what a key adds of another sort may stop
+            others, such as a file where they need a folder.
     """
 
     role: Role
     budget: Budget
     most: int = MOST_BYTES
+    may_add: Callable[[str], bool] = is_name
 
 
 def check_order(order: str | None, repository: Path) -> None:
@@ -165,6 +168,8 @@ class Server:
         put = Put.decode(payload)
         self._check_role(Role.APPEND_ONLY, "add anything")
         _check_name(put.name)
+        if not self._permit.may_add(put.name):
+            raise Refused(Fault.NOT_ALLOWED, "this key can't add such an object")
         if put.size > self._permit.most:
             raise Refused(
                 Fault.NOT_ALLOWED, f"{put.size} bytes are more than the {self._permit.most} allowed"
