@@ -2,7 +2,9 @@
 
 import multiprocessing
 import os
+import random
 import signal
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -22,6 +24,26 @@ def test_many_parts(backend: Backend) -> None:
     parts = [bytes([number % 256]) * 100 for number in range(3000)]
     backend.put_new("packs/many", parts)
     assert backend.get("packs/many") == b"".join(parts)
+
+
+def test_large_and_empty_objects(backend: Backend) -> None:
+    """Larger than any window or frame, and not a multiple of one."""
+    large = random.Random(4).randbytes((9 << 20) + 4321)
+    backend.put_new("packs/large", [large])
+    backend.put_new("packs/empty", [])
+    assert backend.get("packs/large") == large
+    assert backend.get_range("packs/large", 5_000_000, 3_000_000) == large[5_000_000:8_000_000]
+    assert backend.get("packs/empty") == b""
+    assert [entry.size for entry in backend.list("packs/")] == [0, len(large)]
+
+
+def test_threads_do_not_get_into_each_others_way(backend: Backend) -> None:
+    contents = {f"packs/{n:02x}": random.Random(n).randbytes(200_000 + n) for n in range(40)}
+    with ThreadPoolExecutor(16) as pool:
+        created = list(pool.map(lambda name: backend.put_new(name, [contents[name]]), contents))
+        found = dict(zip(contents, pool.map(backend.get, contents), strict=True))
+    assert all(created)
+    assert found == contents
 
 
 def test_an_object_never_changes(backend: Backend) -> None:

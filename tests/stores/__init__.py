@@ -9,6 +9,7 @@ from tests.stores.ceph import Ceph
 from tests.stores.directory import directory
 from tests.stores.engine import buckets
 from tests.stores.seaweedfs import SeaweedFS
+from tests.stores.ssh import sftp, ssh
 from tests.stores.store import Store
 
 # By name; each is given a folder of its own, runs until its context ends, and listens on loopback only.
@@ -18,4 +19,6 @@ STORES: Final[Mapping[str, Callable[[Path], AbstractContextManager[Store]]]] = {
     "seaweedfs-plain": buckets(SeaweedFS, locked=False),
     "ceph": buckets(Ceph, locked=True),
     "ceph-plain": buckets(Ceph, locked=False),
+    "ssh": ssh,
+    "sftp": sftp,
 }

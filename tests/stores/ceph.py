@@ -74,9 +74,10 @@ class Ceph(Engine):
         policy = {"Version": "2012-10-17", "Statement": statements}
         self.client(self.owner).put_bucket_policy(Bucket=bucket, Policy=json.dumps(policy))
 
-    def log(self) -> str:
-        """Return the log of the gateway."""
-        return (self.folder / "ops.log").read_text("utf-8", "replace")
+    @property
+    def log_path(self) -> Path:
+        """The log of the gateway's operations, one JSON document a line."""
+        return self.folder / "ops.log"
 
     def run(self, *argv: str) -> str:
         """Run one of Ceph's programs and return what it printed."""

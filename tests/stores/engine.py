@@ -148,9 +148,14 @@ class Engine(ABC):
     def allow_capture(self, bucket: str) -> None:
         """Let the capture identity do what it must in a bucket, and no more."""
 
+    @property
     @abstractmethod
-    def log(self) -> str:
-        """Return what the gateway wrote down about requests so far."""
+    def log_path(self) -> Path:
+        """The file in which the gateway writes down who asked for what."""
+
+    @abstractmethod
+    def wait(self) -> None:
+        """Return when it answers, after `gateway` was killed and started again."""
 
     def client(self, identity: Identity) -> "S3Client":
         """Return a client of this store as anybody could make one."""
@@ -169,16 +174,18 @@ class Engine(ABC):
             ),
         )
 
-    def new_bucket(self, *, locked: bool = True, mode: str | None = "COMPLIANCE") -> str:
+    def new_bucket(
+        self, *, locked: bool = True, mode: str | None = "COMPLIANCE", days: int = LOCK_DAYS
+    ) -> str:
         """Make a bucket: with versions and object lock, or a plain one.
 
-        With a mode, what is put there is locked for `LOCK_DAYS`.
+        With a mode, what is put there is locked for some days.
         """
         bucket = f"b{secrets.token_hex(8)}"
         client = self.client(self.owner)
         client.create_bucket(Bucket=bucket, ObjectLockEnabledForBucket=locked)
         if locked and mode is not None:
-            rule = {"DefaultRetention": {"Mode": mode, "Days": LOCK_DAYS}}
+            rule = {"DefaultRetention": {"Mode": mode, "Days": days}}
             client.put_object_lock_configuration(
                 Bucket=bucket,
                 ObjectLockConfiguration={"ObjectLockEnabled": "Enabled", "Rule": rule},  # type: ignore[typeddict-item]

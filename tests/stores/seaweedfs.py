@@ -58,9 +58,10 @@ class SeaweedFS(Engine):
     def allow_capture(self, bucket: str) -> None:
         """Let the capture identity write, read and list there."""
 
-    def log(self) -> str:
-        """Return its log."""
-        return self._weed.log.read_text("utf-8", "replace")
+    @property
+    def log_path(self) -> Path:
+        """Its log."""
+        return self._weed.log
 
     def _answers(self) -> bool:
         return listens(self.port)

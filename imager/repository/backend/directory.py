@@ -21,9 +21,8 @@ from pathlib import Path
 from typing import Final
 
 from imager.errors import NoRoom, ObjectDamaged, ObjectLocked, ObjectMissing, OutputError
-from imager.repository.backend.protocol import Buffer, Entry
+from imager.repository.backend.protocol import INCOMING, Buffer, Entry
 
-_INCOMING: Final = "incoming"
 _STALE_SECONDS: Final = 24 * 3600
 _FULL: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _MOST_PARTS: Final = 512  # below IOV_MAX everywhere
@@ -77,7 +76,7 @@ class DirectoryBackend:
             NoRoom, OutputError: as `put_new` says; whatever is done with it raises these.
         """
         try:
-            incoming = Incoming(self._path(name), self._root / _INCOMING, self._make_directory)
+            incoming = Incoming(self._path(name), self._root / INCOMING, self._make_directory)
             try:
                 yield incoming
             finally:
@@ -164,7 +163,7 @@ class DirectoryBackend:
 
     def now(self) -> float:
         """Return the clock of the filesystem; see `protocol.Backend.now`."""
-        probe = self._root / _INCOMING / f"clock-{secrets.token_hex(8)}"
+        probe = self._root / INCOMING / f"clock-{secrets.token_hex(8)}"
         try:
             self._make_directory(probe.parent)
             try:
@@ -182,7 +181,7 @@ class DirectoryBackend:
 
     def tidy(self) -> None:
         """Remove stale temporary files; see `protocol.Backend.tidy`."""
-        incoming = self._root / _INCOMING
+        incoming = self._root / INCOMING
         found = list(incoming.iterdir()) if incoming.is_dir() else []
         if not found:
             return

@@ -10,14 +10,30 @@ from imager.repository.backend.place import Place
 from imager.repository.backend.protocol import Backend
 
 
-# Each imports its own library only when it is asked for.
 def _s3(place: Place) -> Backend:
     from imager.repository.backend.s3 import S3Backend  # noqa: PLC0415
 
     return S3Backend(place)
 
 
-_OPENERS: Final[Mapping[str, Callable[[Place], Backend]]] = {"s3": _s3}
+def _ssh(place: Place) -> Backend:
+    from imager.repository.backend.ssh_store import SshStore  # noqa: PLC0415
+
+    return SshStore(place)
+
+
+def _sftp(place: Place) -> Backend:
+    from imager.repository.backend.sftp_store import SftpStore  # noqa: PLC0415
+
+    return SftpStore(place)
+
+
+# By scheme; each imports its own library only when it is asked for.
+_OPENERS: Final[Mapping[str, Callable[[Place], Backend]]] = {
+    "s3": _s3,
+    "sftp": _sftp,
+    "ssh": _ssh,
+}
 
 
 def open_backend(place: Place | str) -> Backend:

@@ -40,6 +40,7 @@ class Access:
         authorities: certificates that vouch for a TLS store, in PEM; by default the system's.
         confirm: is asked whether a host that is seen for the first time is the right one; by default
             nobody can say so, and it is refused.
+        ssh_passphrase: returns the passphrase of a private key; by default keys under one are refused.
     """
 
     ssh_key: Path | None = None
@@ -47,6 +48,7 @@ class Access:
     credentials: Path | None = None
     authorities: Path | None = None
     confirm: Callable[[HostKey], bool] | None = field(default=None, repr=False)
+    ssh_passphrase: Callable[[Path], str] | None = field(default=None, repr=False)
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Access":

@@ -4,12 +4,22 @@ Names are relative POSIX paths of lower-case letters, digits, `/`, `-` and `.`. 
 whole or not at all, never changes, and goes whole.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 Buffer = bytes | bytearray | memoryview
+
+_NAME: Final = re.compile(r"[a-z0-9][a-z0-9.-]{0,127}(/[a-z0-9][a-z0-9.-]{0,127}){0,7}")
+# What writers that were stopped have left, in stores that know no better place for it.
+INCOMING: Final = "incoming"
+
+
+def is_name(name: str) -> bool:
+    """Whether objects may have such a name; what begins with `incoming/` is none."""
+    return _NAME.fullmatch(name) is not None and name.partition("/")[0] != INCOMING
 
 
 @dataclass(frozen=True, slots=True)

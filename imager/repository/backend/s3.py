@@ -31,7 +31,8 @@ from imager.errors import ObjectDamaged, ObjectLocked, ObjectMissing, OutputErro
 from imager.repository.backend import s3_versions
 from imager.repository.backend.place import Place
 from imager.repository.backend.protocol import Buffer, Entry
-from imager.repository.backend.s3_caller import FIRST_PATIENCE, PATIENCE, Caller, code_of, status_of
+from imager.repository.backend.retry import PATIENCE
+from imager.repository.backend.s3_caller import FIRST_PATIENCE, Caller, code_of, status_of
 from imager.repository.backend.s3_client import READ_SECONDS, Clients
 from imager.repository.backend.s3_location import Location, LockMode
 from imager.repository.backend.s3_versions import Ids, Remembered, Version

@@ -1,7 +1,6 @@
 """Calls to an S3 store: tried again while that can help, and said clearly what went wrong if not."""
 
 import logging
-import random
 import ssl
 import threading
 import time
@@ -25,7 +24,6 @@ from botocore.exceptions import (
 from botocore.parsers import ResponseParserError
 
 from imager.errors import (
-    LinkError,
     MalformedAnswer,
     NoRoom,
     OutputError,
@@ -34,19 +32,16 @@ from imager.errors import (
     StoreUnreachable,
     UntrustedHost,
 )
+from imager.repository.backend.retry import patiently
 from imager.repository.backend.s3_client import Clients
 from imager.units import format_duration
 
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
 
-PATIENCE: Final = 300.0
-"""For how many seconds a call is tried again, counted from its first failure."""
 FIRST_PATIENCE: Final = 30.0
-"""Likewise before the store has answered for the first time: more likely the location is wrong."""
+"""For how many seconds a call is tried again before the store has answered for the first time: more likely the location is wrong."""
 
-_FIRST_PAUSE: Final = 0.1
-_LONGEST_PAUSE: Final = 8.0
 _SILENCE: Final = 60.0  # seconds between two warnings of the same store
 
 _FULL: Final = {
@@ -82,7 +77,7 @@ class Caller:
         place: what messages call it.
         bucket: name.
         clients: makes the client.
-        patience: see `PATIENCE`.
+        patience: for how many seconds a call is tried again.
         first_patience: see `FIRST_PATIENCE`.
     """
 
@@ -110,44 +105,25 @@ class Caller:
         Raises:
             ClientError: the store refuses this call for a reason of its own, such as an object that
                 is not there; `refusal` turns it into an error for people.
-            StoreUnreachable: it failed for as long as `PATIENCE` says.
+            StoreUnreachable: it failed for as long as the patience says.
             MalformedAnswer: likewise, and what answers does not speak like an S3 store.
             StoreRefused: no or expired keys, clocks apart, or no such bucket.
             UntrustedHost: nobody vouches for the store's certificate.
             NoRoom: the store is full.
         """
-        end = None
-        pause = _FIRST_PAUSE
-        has_renewed = False
-        while True:
-            try:
-                result = action(self._clients.get())
-            except ParamValidationError:
-                raise
-            except ClientError as error:
-                self._has_answered = True
-                if not has_renewed and code_of(error) in _EXPIRED:
-                    has_renewed = True
-                    self._clients.forget()
-                    continue
-                if not _passes(error):
-                    self._raise_if_general(error)
-                    raise
-                failure: Exception = error
-            except (BotoCoreError, HTTPClientError, ResponseParserError) as error:
-                self._raise_if_hopeless(error)
-                failure = error
-            else:
-                self._has_answered = True
-                return result
-            now = time.monotonic()
-            patience = self._patience if self._has_answered else self._first_patience
-            end = now + patience if end is None else end
-            if now + pause > end:
-                raise self._gave_up(failure, patience) from failure
-            self._warn(failure, end - now)
-            time.sleep(pause * random.uniform(0.5, 1))  # noqa: S311  # spreads, hides nothing
-            pause = min(2 * pause, _LONGEST_PAUSE)
+        patience = self._patience if self._has_answered else self._first_patience
+        try:
+            return patiently(lambda: self._once(action), patience)
+        except StoreUnreachable as error:
+            failure = error.__cause__
+            if isinstance(failure, ResponseParserError) or (
+                isinstance(failure, ClientError) and _is_foreign(failure)
+            ):
+                raise MalformedAnswer(
+                    f"what answers for {self._place} does not speak like an S3 store"
+                ) from failure
+            tried = format_duration(patience)
+            raise StoreUnreachable(f"{error.message}; tried for {tried}") from failure
 
     def refusal(self, what: str, error: ClientError) -> RemetalError:
         """Return what it means that the store refuses something.
@@ -160,6 +136,41 @@ class Caller:
         if status_of(error) in {401, 403}:
             return StoreRefused(f"{self._place} does not {what}: {said}")
         return OutputError(f"{self._place} does not {what}: {said}")
+
+    def _once(self, action: Action[T]) -> T:
+        try:
+            try:
+                result = action(self._clients.get())
+            except ClientError as error:
+                if code_of(error) not in _EXPIRED:
+                    raise
+                # They may have been renewed meanwhile.
+                self._clients.forget()
+                result = action(self._clients.get())
+        except ParamValidationError:
+            raise
+        except ClientError as error:
+            self._has_answered = True
+            if not _passes(error):
+                self._raise_if_general(error)
+                raise
+            raise self._failed(error) from error
+        except (BotoCoreError, HTTPClientError, ResponseParserError) as error:
+            self._raise_if_hopeless(error)
+            raise self._failed(error) from error
+        self._has_answered = True
+        return result
+
+    def _failed(self, failure: Exception) -> StoreUnreachable:
+        """Return that a call failed for a reason that passes, and warn of it now and then."""
+        said = f"{self._place}: {_reason(failure)}"
+        now = time.monotonic()
+        with self._lock:
+            is_new = now - self._warned > _SILENCE
+            self._warned = now if is_new else self._warned
+        if is_new:
+            _log.warning("%s; trying again", said)
+        return StoreUnreachable(said)
 
     def _raise_if_general(self, error: ClientError) -> None:
         code = code_of(error)
@@ -207,27 +218,6 @@ class Caller:
                 hint="Give the certificates of its authority in PEM with --authorities; if it had "
                 "been trusted so far, somebody else may be answering.",
             ) from error
-
-    def _gave_up(self, failure: Exception, patience: float) -> LinkError:
-        tried = f"tried for {format_duration(patience)}"
-        if isinstance(failure, ResponseParserError) or (
-            isinstance(failure, ClientError) and _is_foreign(failure)
-        ):
-            return MalformedAnswer(
-                f"what answers for {self._place} does not speak like an S3 store: "
-                f"{_reason(failure)}; {tried}"
-            )
-        return StoreUnreachable(f"{self._place}: {_reason(failure)}; {tried}")
-
-    def _warn(self, failure: Exception, left: float) -> None:
-        now = time.monotonic()
-        with self._lock:
-            if now - self._warned < _SILENCE:
-                return
-            self._warned = now
-        _log.warning(
-            "%s: %s; trying again for %s", self._place, _reason(failure), format_duration(left)
-        )
 
 
 def code_of(error: ClientError) -> str:

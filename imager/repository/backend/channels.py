@@ -1,0 +1,95 @@
+"""Sessions on one SSH connection for any number of threads."""
+
+import contextlib
+import os
+import queue
+from collections.abc import Callable
+from typing import Final, Generic, Protocol, TypeVar
+
+import paramiko
+
+from imager.repository.backend.retry import patiently
+from imager.repository.backend.ssh import Connection, translated
+
+# sshd lets ten channels into one connection by default.
+_MOST: Final = 8
+
+
+class Session(Protocol):
+    """What speaks on a channel."""
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the other side is gone."""
+        ...
+
+    def close(self) -> None:
+        """End it."""
+        ...
+
+
+_Spoken = TypeVar("_Spoken", bound=Session)
+_Result = TypeVar("_Result")
+
+
+class Channels(Generic[_Spoken]):
+    """Sessions that are lent to one call each; eight at once at most.
+
+    A call that meets a broken or silent link is made again on a new session, for five minutes. In a
+    child process everything is made anew.
+
+    Args:
+        connection: to the host.
+        begin: begins a session.
+        answered: errors after which the session can go on, because the server has said them.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        begin: Callable[[Connection], _Spoken],
+        answered: tuple[type[Exception], ...],
+    ) -> None:
+        self._connection = connection
+        self._begin = begin
+        self._answered = answered
+        self._owner = os.getpid()
+        self._free: queue.LifoQueue[_Spoken | None] = _empty()
+
+    def call(self, request: Callable[[_Spoken], _Result]) -> _Result:
+        """Return what a request returns; it may be made any number of times.
+
+        Raises:
+            LinkError: the host can't be reached, or is not the right one, or lets nobody in.
+        """
+        return patiently(lambda: self._once(request))
+
+    def _once(self, request: Callable[[_Spoken], _Result]) -> _Result:
+        if self._owner != os.getpid():
+            self._free, self._owner = _empty(), os.getpid()
+        free = self._free
+        session: _Spoken | None = free.get()
+        try:
+            with translated(self._connection.address):
+                if session is None or session.is_closed:
+                    session = self._begin(self._connection)
+                return request(session)
+        except BaseException as error:
+            # Unless the server has said what is wrong, nobody knows where its next word begins.
+            if session is not None and not isinstance(error, self._answered):
+                if session.is_closed:
+                    with contextlib.suppress(paramiko.SSHException, EOFError, OSError):
+                        session.close()
+                else:
+                    self._connection.drop()
+                session = None
+            raise
+        finally:
+            free.put(session)
+
+
+def _empty() -> "queue.LifoQueue[_Spoken | None]":
+    found: queue.LifoQueue[_Spoken | None] = queue.LifoQueue()
+    for _ in range(_MOST):
+        found.put(None)
+    return found

@@ -1,0 +1,352 @@
+"""The far side of ssh://: serves one directory over two file descriptors; SERVE.md specifies it.
+
+It listens nowhere: sshd starts it as the forced command of a key, and its role is what that
+command line says. Whatever the other side sends, an append-only key adds objects under names that
+are free, and changes and removes nothing.
+"""
+
+import hashlib
+import os
+import select
+import shlex
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from imager.errors import (
+    MalformedAnswer,
+    NoRoom,
+    ObjectDamaged,
+    ObjectLocked,
+    ObjectMissing,
+    OutputError,
+    RemetalError,
+    StoreRefused,
+    StoreUnreachable,
+)
+from imager.repository.backend import frames
+from imager.repository.backend.directory import DirectoryBackend
+from imager.repository.backend.frames import Fault, Greeting, Kind, Put, Role
+from imager.repository.backend.protocol import Buffer, is_name
+from imager.repository.backend.serve_budget import Budget
+
+MOST_BYTES: Final = 1 << 30  # of one object, by default
+IDLE_SECONDS: Final = 900
+_LISTED: Final = 1 << 16  # bytes of a listing in one frame
+
+_FAULTS: Final[Mapping[type[RemetalError], Fault]] = {
+    ObjectMissing: Fault.MISSING,
+    ObjectDamaged: Fault.DAMAGED,
+    ObjectLocked: Fault.LOCKED,
+    NoRoom: Fault.NO_ROOM,
+    OutputError: Fault.NOT_TAKEN,
+}
+
+
+class Refused(Exception):
+    """What a key asks for and may not have.
+
+    Args:
+        fault: its number in the protocol.
+        message: for both sides.
+    """
+
+    def __init__(self, fault: Fault, message: str) -> None:
+        super().__init__(message)
+        self.fault = fault
+        self.message = message
+
+
+@dataclass(frozen=True, slots=True)
+class Permit:
+    """What one key may do.
+
+    Attributes:
+        role: its verbs.
+        budget: how much and how fast.
+        most: bytes of the largest object.
+        may_add: whether it may add an object of a name; what a key adds of another sort may stop
+            others, such as a file where they need a folder.
+    """
+
+    role: Role
+    budget: Budget
+    most: int = MOST_BYTES
+    may_add: Callable[[str], bool] = is_name
+
+
+def check_order(order: str | None, repository: Path) -> None:
+    """Make sure that the other side asked for nothing but this repository.
+
+    Args:
+        order: the command it sent, which a forced command replaces; None if it sent none.
+        repository: what is served.
+
+    Raises:
+        StoreRefused: it asked for something else.
+    """
+    if not order:
+        return
+    try:
+        words = shlex.split(order)
+    except ValueError:
+        words = []
+    if words[:2] != ["remetal", "serve"] or len(words) < 3:
+        raise StoreRefused("this key can do nothing but reach its repository")
+    if Path(words[-1]).resolve() != repository.resolve():
+        raise StoreRefused(f"this key does not reach {words[-1]}")
+
+
+class Server:
+    """One connection.
+
+    Args:
+        store: the directory.
+        permit: what the key may do.
+        refuse: is told of everything that is refused: verb, name of the object, and why.
+        source: descriptor to read from.
+        sink: descriptor to write to.
+        idle: seconds of silence after which the other side counts as gone.
+    """
+
+    def __init__(
+        self,
+        store: DirectoryBackend,
+        permit: Permit,
+        refuse: Callable[[str, str, str], None],
+        source: int,
+        sink: int,
+        idle: float = IDLE_SECONDS,
+    ) -> None:
+        self._store = store
+        self._permit = permit
+        self._refuse = refuse
+        self._source = source
+        self._sink = sink
+        self._idle = idle
+        self.created = 0
+        self.stored_bytes = 0
+        self.deleted: list[str] = []
+
+    def run(self) -> None:
+        """Answer until the other side is gone.
+
+        Raises:
+            MalformedAnswer: it does not speak the protocol.
+            StoreUnreachable: it said nothing for too long, or left in the middle of something.
+        """
+        greeting = Greeting(frames.VERSION, self._permit.role, self._permit.most)
+        self._send(Kind.GREETING, greeting.encode())
+        while True:
+            try:
+                kind, payload = frames.read_frame(self._read)
+            except EOFError:
+                return
+            try:
+                self._answer(kind, payload)
+            except EOFError as error:
+                raise StoreUnreachable("the other side left in the middle of an object") from error
+
+    def _answer(self, kind: Kind, payload: bytes) -> None:
+        name = ""
+        try:
+            name = _name_in(kind, payload)
+            _VERBS[kind](self, payload)
+        except Refused as refusal:
+            self._refuse(kind.name.lower(), name, refusal.message)
+            self._send(Kind.ERROR, frames.error(refusal.fault, refusal.message))
+        except MalformedAnswer as error:
+            self._refuse(kind.name.lower(), name, error.message)
+            self._send(Kind.ERROR, frames.error(Fault.MALFORMED, error.message))
+            raise
+        except tuple(_FAULTS) as error:
+            fault = next(f for k, f in _FAULTS.items() if isinstance(error, k))
+            self._send(Kind.ERROR, frames.error(fault, error.message))
+
+    def _put(self, payload: bytes) -> None:
+        put = Put.decode(payload)
+        self._check_role(Role.APPEND_ONLY, "add anything")
+        _check_name(put.name)
+        if not self._permit.may_add(put.name):
+            raise Refused(Fault.NOT_ALLOWED, "this key can't add such an object")
+        if put.size > self._permit.most:
+            raise Refused(
+                Fault.NOT_ALLOWED, f"{put.size} bytes are more than the {self._permit.most} allowed"
+            )
+        is_owner = self._permit.role is Role.MAY_DELETE
+        if put.modified == put.modified and not is_owner:
+            raise Refused(Fault.NOT_ALLOWED, "this key can't say when an object came")
+        if not self._permit.budget.reserve(put.size):
+            raise Refused(Fault.OVER_QUOTA, "the quota of this key is used up")
+        created = False
+        try:
+            with self._store.begin(put.name) as incoming:
+                if not incoming.exists:
+                    self._send(Kind.DONE)
+                    problem = self._take(put, incoming.write)
+                    if problem is not None:
+                        raise problem
+                    modified = put.modified if put.modified == put.modified else None
+                    created = incoming.finish(modified)
+        finally:
+            if not created:
+                self._permit.budget.give_back(put.size)
+        if created:
+            self.created += 1
+            self.stored_bytes += put.size
+            self._send(Kind.CREATED)
+        elif self._digest(put.name) == put.digest:
+            self._send(Kind.SAME)
+        else:
+            self._refuse("put", put.name, "it is there, with other bytes")
+            self._send(Kind.OTHER)
+
+    def _take(self, put: Put, write: Callable[[list[Buffer]], None]) -> Exception | None:
+        """Read an object; return what kept it from being stored, when all of it was sent."""
+        digest, left = hashlib.sha256(), put.size
+        problem: Exception | None = None
+        while True:
+            kind, data = frames.read_frame(self._read)
+            if kind is Kind.END:
+                break
+            if kind is not Kind.DATA or len(data) > left:
+                raise MalformedAnswer("an object is longer than was said")
+            left -= len(data)
+            self._permit.budget.spend(len(data))
+            digest.update(data)
+            if problem is None:
+                try:
+                    write([data])
+                except OSError as error:
+                    problem = error
+        if problem is None and (left or digest.digest() != put.digest):
+            problem = Refused(Fault.WRONG_HASH, "other bytes came than were announced")
+        return problem
+
+    def _digest(self, name: str) -> bytes:
+        digest = hashlib.sha256()
+        for part in self._parts(name, 0, self._store.size(name)):
+            digest.update(part)
+        return digest.digest()
+
+    def _get(self, payload: bytes) -> None:
+        name = frames.text(payload)
+        _check_name(name)
+        self._give(name, 0, self._store.size(name))
+
+    def _range(self, payload: bytes) -> None:
+        name, offset, length = frames.split_range(payload)
+        _check_name(name)
+        size = self._store.size(name)
+        if offset + length > size:
+            raise ObjectDamaged(f"{name} ends {offset + length - size} bytes too early")
+        self._give(name, offset, length)
+
+    def _give(self, name: str, offset: int, length: int) -> None:
+        self._send(Kind.SIZE, frames.size(length))
+        for part in self._parts(name, offset, length):
+            self._permit.budget.spend(len(part))
+            self._send(Kind.DATA, part)
+        self._send(Kind.END)
+
+    def _parts(self, name: str, offset: int, length: int) -> Iterator[bytes]:
+        for start in range(offset, offset + length, frames.MOST_PAYLOAD):
+            yield self._store.get_range(
+                name, start, min(frames.MOST_PAYLOAD, offset + length - start)
+            )
+
+    def _list(self, payload: bytes) -> None:
+        prefix = frames.text(payload)
+        if prefix and not is_name(prefix.removesuffix("/")):
+            raise Refused(Fault.BAD_NAME, "no folder of objects has such a name")
+        batch = bytearray()
+        for found in self._store.list(prefix):
+            if not found.name.startswith(prefix):
+                continue
+            batch += frames.entry(found)
+            if len(batch) >= _LISTED:
+                self._send(Kind.DATA, batch)
+                batch = bytearray()
+        if batch:
+            self._send(Kind.DATA, batch)
+        self._send(Kind.END)
+
+    def _delete(self, payload: bytes) -> None:
+        name = frames.text(payload)
+        self._check_role(Role.MAY_DELETE, "remove anything")
+        _check_name(name)
+        self._store.delete(name)
+        self.deleted.append(name)
+        self._send(Kind.DONE)
+
+    def _locked(self, payload: bytes) -> None:
+        name = frames.text(payload)
+        _check_name(name)
+        self._send(Kind.NUMBER, frames.number(self._store.locked_until(name)))
+
+    def _now(self, _: bytes) -> None:
+        self._send(Kind.NUMBER, frames.number(self._store.now()))
+
+    def _tidy(self, _: bytes) -> None:
+        self._check_role(Role.APPEND_ONLY, "tidy up")
+        self._store.tidy()
+        self._send(Kind.DONE)
+
+    def _check_role(self, least: Role, what: str) -> None:
+        if self._permit.role < least:
+            raise Refused(Fault.NOT_ALLOWED, f"this key can't {what}")
+
+    def _read(self, length: int) -> bytes:
+        data = bytearray(length)
+        view = memoryview(data)
+        while view:
+            ready, _, _ = select.select([self._source], [], [], self._idle)
+            if not ready:
+                raise StoreUnreachable(f"nothing came for {self._idle:g} seconds")
+            try:
+                count = os.readv(self._source, [view])
+            except OSError as error:
+                raise StoreUnreachable("the other side is gone") from error
+            if not count:
+                raise EOFError
+            view = view[count:]
+        return bytes(data)
+
+    def _send(self, kind: Kind, payload: Buffer = b"") -> None:
+        left = [memoryview(part) for part in frames.frame(kind, payload) if len(part)]
+        try:
+            while left:
+                written = os.writev(self._sink, left)
+                while left and written >= len(left[0]):
+                    written -= len(left.pop(0))
+                if written:
+                    left[0] = left[0][written:]
+        except OSError as error:
+            raise StoreUnreachable("the other side is gone") from error
+
+
+_VERBS: Final[Mapping[Kind, Callable[[Server, bytes], None]]] = {
+    Kind.PUT: Server._put,  # noqa: SLF001
+    Kind.GET: Server._get,  # noqa: SLF001
+    Kind.RANGE: Server._range,  # noqa: SLF001
+    Kind.LIST: Server._list,  # noqa: SLF001
+    Kind.DELETE: Server._delete,  # noqa: SLF001
+    Kind.LOCKED: Server._locked,  # noqa: SLF001
+    Kind.NOW: Server._now,  # noqa: SLF001
+    Kind.TIDY: Server._tidy,  # noqa: SLF001
+}
+
+
+def _name_in(kind: Kind, payload: bytes) -> str:
+    """Return what a request is about; `MalformedAnswer` if it is none."""
+    if kind not in _VERBS:
+        raise MalformedAnswer(f"{kind.name} is no request")
+    if kind is Kind.RANGE:
+        return frames.split_range(payload)[0]
+    return Put.decode(payload).name if kind is Kind.PUT else frames.text(payload)
+
+
+def _check_name(name: str) -> None:
+    if not is_name(name):
+        raise Refused(Fault.BAD_NAME, "no object has such a name")
