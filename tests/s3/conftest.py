@@ -1,8 +1,15 @@
 """The engines, started once and shared with the conformance suite."""
 
+import datetime as dt
+import ipaddress
+import ssl
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from imager.repository.backend.place import Place
 from imager.repository.backend.s3 import S3Backend
@@ -41,3 +48,33 @@ def proxy(engine: Engine) -> Iterator[Proxy]:
     """Something on the way to the engine that can misbehave."""
     with Proxy(engine.port) as proxy:
         yield proxy
+
+
+@pytest.fixture
+def tls(engine: Engine, tmp_path: Path) -> Iterator[tuple[int, Path]]:
+    """A port at which the engine is spoken to with TLS, and the certificate that vouches for it."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    begin = dt.datetime.now(dt.UTC) - dt.timedelta(hours=1)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(begin)
+        .not_valid_after(begin + dt.timedelta(days=1))
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False
+        )
+        .sign(key, hashes.SHA256())
+    )
+    authority, private = tmp_path / "authority.pem", tmp_path / "private.pem"
+    authority.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    private.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(authority, private)
+    with Proxy(engine.port, context) as proxy:
+        yield proxy.port, authority

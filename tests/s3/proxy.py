@@ -2,6 +2,7 @@
 
 import contextlib
 import socket
+import ssl
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -23,6 +24,7 @@ class Proxy:
 
     Args:
         port: of the store.
+        tls: as what to be spoken to with TLS; the store is spoken to without.
 
     Attributes:
         port: where it listens itself.
@@ -32,7 +34,8 @@ class Proxy:
         connections: how many there were.
     """
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, tls: ssl.SSLContext | None = None) -> None:
+        self._tls = tls
         self._target = ("127.0.0.1", port)
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
         self._open: set[socket.socket] = set()
@@ -76,7 +79,11 @@ class Proxy:
                 threading.Thread(target=self._serve, args=(client,), daemon=True).start()
 
     def _serve(self, client: socket.socket) -> None:
-        with self._kept(client), contextlib.suppress(OSError):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(contextlib.suppress(OSError))
+            if self._tls is not None:
+                client = self._tls.wrap_socket(client, server_side=True)
+            stack.enter_context(self._kept(client))
             self.flows.wait()
             with self._lock:
                 canned = next(self.answers, None)
