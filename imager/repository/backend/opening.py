@@ -10,6 +10,12 @@ from imager.repository.backend.place import Place
 from imager.repository.backend.protocol import Backend
 
 
+def _s3(place: Place) -> Backend:
+    from imager.repository.backend.s3 import S3Backend  # noqa: PLC0415
+
+    return S3Backend(place)
+
+
 def _ssh(place: Place) -> Backend:
     from imager.repository.backend.ssh_store import SshStore  # noqa: PLC0415
 
@@ -23,7 +29,11 @@ def _sftp(place: Place) -> Backend:
 
 
 # By scheme; each imports its own library only when it is asked for.
-_OPENERS: Final[Mapping[str, Callable[[Place], Backend]]] = {"sftp": _sftp, "ssh": _ssh}
+_OPENERS: Final[Mapping[str, Callable[[Place], Backend]]] = {
+    "s3": _s3,
+    "sftp": _sftp,
+    "ssh": _ssh,
+}
 
 
 def open_backend(place: Place | str) -> Backend:
