@@ -93,7 +93,7 @@ def test_prune_extends_the_locks_of_what_is_kept(engine: Engine, tmp_path: Path)
     while backend.now() <= newest + backend.lock_span / 2:
         pass
     repository = replace(Repository.open(owner), backend=backend)
-    credential = Credential.decode((tmp_path / "keys/capture.credential").read_bytes())
+    credential = Credential.read(tmp_path / "keys/capture.credential")
     keys = repository.credential_keys(credential)
     made = prune.plan(repository, keys, frozenset({old}))
     extension = extend_locks.plan(repository, keys, made, {new})
