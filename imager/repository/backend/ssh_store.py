@@ -30,8 +30,6 @@ from imager.repository.backend.place import Place
 from imager.repository.backend.protocol import Buffer, Entry
 from imager.repository.backend.ssh import Address, Connection
 
-_SENT_AT_ONCE: Final = 1 << 18
-
 
 class SshStore:
     """See `protocol.Backend` for the guarantees.
@@ -170,8 +168,11 @@ class _Channel:
         """Send the bytes of an object."""
         for part in parts:
             view = memoryview(part).cast("B")
-            for start in range(0, len(view), _SENT_AT_ONCE):
-                self.send(Kind.DATA, view[start : start + _SENT_AT_ONCE])
+            for start in range(0, len(view), frames.MOST_PAYLOAD):
+                data = view[start : start + frames.MOST_PAYLOAD]
+                self._channel.sendall(frames.head(Kind.DATA, len(data)))
+                # paramiko cuts off what it has sent: of a view that copies nothing.
+                self._channel.sendall(data)
         self.send(Kind.END)
 
     def answer(self, *expected: Kind) -> tuple[Kind, bytes]:
