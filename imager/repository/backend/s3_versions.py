@@ -1,0 +1,196 @@
+"""Which version of a name is read: the first.
+
+In a bucket that keeps versions an overwrite is a newer version, and a removal a marker above it.
+Whoever may write can add both, and neither changes what is read here.
+
+The first is the last in the order in which the store lists the versions of a name, newest first.
+Times would not do: they are whole seconds, and some stores change them. (Of an upload that was begun
+before another and ended after it, SeaweedFS takes the begin. Names say the hash of what they hold,
+so nobody but the writer can begin early.)
+"""
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from botocore.parsers import ResponseParserError
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+_REMEMBERED: Final = 1 << 16
+_WEED_ID: Final = 32  # hexadecimal digits
+
+
+@dataclass(slots=True)
+class Version:
+    """The first version of a name.
+
+    Attributes:
+        key: what the store calls the object.
+        id: of the version; None in a bucket that never kept any.
+        size: bytes.
+        modified: seconds since the epoch, when the store took it.
+        newer: how many later versions with other content, and delete markers, there are.
+    """
+
+    key: str
+    id: str | None
+    size: int
+    modified: float
+    newer: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Ids:
+    """All that lies under one name.
+
+    Attributes:
+        markers: ids of the delete markers.
+        versions: ids of the versions, newest first.
+    """
+
+    markers: tuple[str, ...] = ()
+    versions: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class _Name:
+    """What was listed of a name so far, newest first."""
+
+    versions: list[Mapping[str, Any]] = field(default_factory=list)
+    markers: list[str] = field(default_factory=list)
+
+
+Fetch = Callable[..., Mapping[str, Any]]
+
+
+def plain(fetch: Fetch, prefix: str) -> Iterator[Version]:
+    """Yield the objects of a bucket that never kept versions.
+
+    Args:
+        fetch: `list_objects_v2` of the bucket.
+        prefix: what keys begin with.
+    """
+    more: dict[str, str] = {}
+    while True:
+        page = fetch(Prefix=prefix, **more)
+        for entry in page.get("Contents", ()):
+            yield Version(entry["Key"], None, entry["Size"], _second(entry["LastModified"]))
+        if not _goes_on(page, "NextContinuationToken"):
+            return
+        more = {"ContinuationToken": page["NextContinuationToken"]}
+
+
+def first(fetch: Fetch, prefix: str) -> Iterator[Version]:
+    """Yield the first versions in a bucket that keeps them, or once did.
+
+    Args:
+        fetch: `list_object_versions` of the bucket.
+        prefix: what keys begin with.
+    """
+    for key, name, is_weed in _names(fetch, prefix):
+        if name.versions:
+            yield _first_of(key, name, is_weed)
+
+
+def every(fetch: Fetch, key: str) -> Ids:
+    """Return all that lies under a name.
+
+    Args:
+        fetch: as for `first`.
+        key: what the store calls the object.
+    """
+    for found, name, _ in _names(fetch, key):
+        if found == key:
+            ids = (str(version["VersionId"]) for version in name.versions)
+            return Ids(tuple(name.markers), tuple(ids))
+    return Ids()
+
+
+class Remembered:
+    """Which version is the first, of as many names as fit; for any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._ids: dict[str, str] = {}
+
+    def get(self, key: str) -> str | None:
+        """Return the id, if it is remembered."""
+        return self._ids.get(key)
+
+    def add(self, version: Version) -> None:
+        """Remember one, and forget the oldest if there are too many."""
+        if version.id is None:
+            return
+        with self._lock:
+            if len(self._ids) >= _REMEMBERED and version.key not in self._ids:
+                del self._ids[next(iter(self._ids))]
+            self._ids[version.key] = version.id
+
+    def forget(self, key: str) -> None:
+        """Let the next one ask again."""
+        with self._lock:
+            self._ids.pop(key, None)
+
+
+def _names(fetch: Fetch, prefix: str) -> Iterator[tuple[str, _Name, bool]]:
+    """Yield all that is listed, name by name, however many pages a single one takes."""
+    found: dict[str, _Name] = {}
+    more: dict[str, str] = {}
+    while True:
+        page = fetch(Prefix=prefix, **more)
+        is_weed = _server(page).startswith("SeaweedFS")
+        for version in page.get("Versions", ()):
+            found.setdefault(version["Key"], _Name()).versions.append(version)
+        for marker in page.get("DeleteMarkers", ()):
+            found.setdefault(marker["Key"], _Name()).markers.append(marker["VersionId"])
+        goes_on = _goes_on(page, "NextKeyMarker")
+        last = page["NextKeyMarker"] if goes_on else None
+        for key in sorted(found.keys() - {last}):
+            yield key, found.pop(key), is_weed
+        if last is None:
+            return
+        more = {"KeyMarker": last}
+        if page.get("NextVersionIdMarker"):
+            more["VersionIdMarker"] = page["NextVersionIdMarker"]
+
+
+def _goes_on(page: Mapping[str, Any], marker: str) -> bool:
+    if "IsTruncated" not in page or (page["IsTruncated"] and not page.get(marker)):
+        raise ResponseParserError("a listing that does not say whether it is whole")
+    return bool(page["IsTruncated"])
+
+
+def _first_of(key: str, name: _Name, is_weed: bool) -> Version:
+    *newer, oldest = name.versions
+    modified = _second(oldest["LastModified"])
+    if is_weed:
+        modified = min(modified, _taken(oldest["VersionId"]))
+    # A put whose answer was lost may have been done twice: that is nobody's attack.
+    differing = sum(version.get("ETag") != oldest.get("ETag") for version in newer)
+    return Version(
+        key, oldest["VersionId"], oldest["Size"], modified, differing + len(name.markers)
+    )
+
+
+def _second(time: "datetime") -> float:
+    """Return whole seconds: the clock of a store tells no more, and both are compared."""
+    return float(int(time.timestamp()))
+
+
+def _taken(version: str) -> float:
+    """Return when SeaweedFS made a version; what it lists as its time changes with its lock.
+
+    Its ids begin with what is left of 63 bits after the nanoseconds since the epoch.
+    """
+    try:
+        left = int(version[:16], 16) if len(version) == _WEED_ID else 0
+    except ValueError:
+        left = 0
+    return float(((1 << 63) - 1 - left) // 10**9)
+
+
+def _server(page: Mapping[str, Any]) -> str:
+    return str(page.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("server", ""))
