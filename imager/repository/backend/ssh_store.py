@@ -200,11 +200,15 @@ class _Channel:
     def fetch(self, kind: Kind, payload: bytes) -> bytes:
         """Return an object, or a range of it."""
         _, answer = self.ask(kind, payload, Kind.SIZE)
-        size = frames.split_size(answer)
-        data = b"".join(self.data())
-        if len(data) != size:
-            raise MalformedAnswer(f"{self._address.host} sent {len(data)} bytes instead of {size}")
-        return data
+        size, parts, came = frames.split_size(answer), [], 0
+        for part in self.data():
+            came += len(part)
+            if came > size:
+                break
+            parts.append(part)
+        if came != size:
+            raise MalformedAnswer(f"{self._address.host} sent other than the {size} bytes it said")
+        return b"".join(parts)
 
     def _read(self, length: int) -> bytes:
         parts = []
