@@ -5,6 +5,8 @@ command line says. Whatever the other side sends, an append-only key adds object
 are free, and changes and removes nothing.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import os
 import select
@@ -35,6 +37,7 @@ MOST_BYTES: Final = 1 << 30  # of one object, by default
 IDLE_SECONDS: Final = 900
 _LISTED: Final = 1 << 16  # bytes of a listing in one frame
 _READ_AT_ONCE: Final = 1 << 18
+_PIPE: Final = 1 << 20  # bytes; what Linux lets everybody have
 
 _FAULTS: Final[Mapping[type[RemetalError], Fault]] = {
     ObjectMissing: Fault.MISSING,
@@ -124,6 +127,7 @@ class Server:
         self._permit = permit
         self._refuse = refuse
         self._input = _Input(source, idle)
+        self._source = source
         self._sink = sink
         self._idle = idle
         self.created = 0
@@ -139,6 +143,10 @@ class Server:
         """
         # Who takes nothing must not hold this process for ever.
         os.set_blocking(self._sink, False)
+        for end in (self._source, self._sink):
+            # sshd gives pipes of 64 KiB, and each of its packets would wake this process.
+            with contextlib.suppress(OSError):
+                fcntl.fcntl(end, fcntl.F_SETPIPE_SZ, _PIPE)
         greeting = Greeting(frames.VERSION, self._permit.role, self._permit.most)
         self._send(Kind.GREETING, greeting.encode())
         while True:
