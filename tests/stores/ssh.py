@@ -52,6 +52,8 @@ class Sshd:
             PermitRootLogin yes
             StrictModes no
             LogLevel VERBOSE
+            # Else bash would read ~/.bashrc, and whatever that does on this machine.
+            SetEnv SHLVL=2
             Subsystem sftp internal-sftp
             SetEnv HOME={folder}
             """
@@ -77,6 +79,12 @@ class Sshd:
                     os.kill(pid, signal.SIGKILL)
             self._process.wait()
             self._process = None
+
+    @property
+    def pid(self) -> int:
+        """Of the process that listens, while it runs."""
+        assert self._process is not None
+        return self._process.pid
 
     def new_key(self, name: str) -> Path:
         """Make a key and return its private file."""
