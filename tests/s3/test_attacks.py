@@ -23,6 +23,7 @@ from imager.errors import RecoveryKeyNeeded
 from imager.repository.backend.s3 import S3Backend
 from imager.units import MIB
 from tests.s3.machine import Site
+from tests.stores.ceph import Ceph
 from tests.stores.engine import Engine, Identity, wait_for
 from tests.stores.seaweedfs import SeaweedFS
 
@@ -306,3 +307,27 @@ def test_the_filer_of_seaweedfs_has_to_be_fenced(tmp_path: Path, seaweedfs: Seaw
     with urllib.request.urlopen(urllib.request.Request(url, method="DELETE")) as answer:
         assert answer.status < 300
     assert list(backend.list("")) == []
+
+
+def test_a_life_cycle_removes_nothing_that_is_locked(ceph: Ceph) -> None:
+    """By its owner's keys; a day is a few seconds in this Ceph."""
+    bucket = ceph.new_bucket(mode="COMPLIANCE")
+    backend = S3Backend(ceph.place(bucket, ceph.owner))
+    backend.put_new("packs/ab/1", [b"true"])
+    client, key = ceph.client(ceph.owner), "repo/packs/ab/1"
+    client.put_object(Bucket=bucket, Key=key, Body=b"false")
+    client.put_bucket_lifecycle_configuration(
+        Bucket=bucket,
+        LifecycleConfiguration=LIFE,  # type: ignore[arg-type]
+    )
+
+    def has_run() -> bool:
+        # It hides what is newest, which needs no lock to be lifted.
+        return "DeleteMarkers" in client.list_object_versions(Bucket=bucket)
+
+    wait_for("the life cycle has run", has_run)
+    begun = ceph.run("radosgw-admin", "-n", "client.gateway", "lc", "list")
+    ceph.run("radosgw-admin", "-n", "client.gateway", "lc", "process", "--bucket", bucket)
+    assert bucket in begun
+    assert backend.get("packs/ab/1") == b"true"
+    assert [entry.newer > 0 for entry in backend.list("")] == [True]
