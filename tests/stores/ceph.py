@@ -157,7 +157,7 @@ mon max pg per osd = 2000
 mon osd min down reporters = 1
 osd heartbeat interval = 2
 osd heartbeat grace = 6
-rgw frontends = beast endpoint=127.0.0.1:{self.port}
+rgw frontends = beast endpoint=127.0.0.1:{self.port} tcp_nodelay=1
 rgw thread pool size = 64
 rgw enable ops log = true
 rgw ops log rados = false
