@@ -22,9 +22,10 @@ from botocore.exceptions import ClientError
 from imager.errors import RecoveryKeyNeeded
 from imager.repository.backend.s3 import S3Backend
 from imager.units import MIB
+from tests.s3.conftest import ENGINES
 from tests.s3.machine import Site
 from tests.stores.ceph import Ceph
-from tests.stores.engine import Engine, Identity, wait_for
+from tests.stores.engine import Engine, Identity, shared, wait_for
 from tests.stores.seaweedfs import SeaweedFS
 
 if TYPE_CHECKING:
@@ -193,6 +194,11 @@ DEEDS: dict[str, Deed] = {
 }
 # What a machine must be able to do anyway; the first version is still the one that counts.
 ADDS = {"overwrite", "truncate", "overwrite in parts", "overwrite by a copy", "rename"}
+
+
+@pytest.fixture(scope="session", params=list(ENGINES))
+def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    return shared(ENGINES[request.param], tmp_path_factory.mktemp(request.param))
 
 
 @pytest.fixture
