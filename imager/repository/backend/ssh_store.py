@@ -8,7 +8,7 @@ server says whether it lies there with the same bytes.
 import contextlib
 import hashlib
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -60,20 +60,16 @@ class SshStore:
 
     def put_new(self, name: str, parts: Sequence[Buffer], modified: float | None = None) -> bool:
         """Create an object; see `protocol.Backend.put_new`."""
-        digest, size = hashlib.sha256(), 0
-        for part in parts:
-            digest.update(part)
-            size += len(part)
-        put = Put(name, size, digest.digest(), float("nan") if modified is None else modified)
+        size = sum(len(part) for part in parts)
+        put = Put(name, size, float("nan") if modified is None else modified)
         tries = 0
 
         def send(channel: _Channel) -> bool:
             nonlocal tries
             tries += 1
-            answer, _ = channel.ask(Kind.PUT, put.encode(), Kind.DONE, Kind.SAME, Kind.OTHER)
-            if answer is Kind.DONE:
-                channel.send_object(parts)
-                answer, _ = channel.answer(Kind.CREATED, Kind.SAME, Kind.OTHER)
+            answer, _ = channel.ask(Kind.PUT, put.encode(), Kind.DONE, Kind.THERE)
+            digest = channel.send_object(parts) if answer is Kind.DONE else _digest(parts)
+            answer, _ = channel.ask(Kind.END, digest, Kind.CREATED, Kind.SAME, Kind.OTHER)
             # After a lost answer, the same bytes are most likely ours.
             return answer is Kind.CREATED or (answer is Kind.SAME and tries > 1)
 
@@ -164,8 +160,9 @@ class _Channel:
         """Send a frame."""
         self._channel.sendall(b"".join(frames.frame(kind, *parts)))
 
-    def send_object(self, parts: Sequence[Buffer]) -> None:
-        """Send the bytes of an object."""
+    def send_object(self, parts: Sequence[Buffer]) -> bytes:
+        """Send the bytes of an object and return their SHA-256; it is made while others send and write."""
+        digest = hashlib.sha256()
         for part in parts:
             view = memoryview(part).cast("B")
             for start in range(0, len(view), frames.MOST_PAYLOAD):
@@ -173,7 +170,8 @@ class _Channel:
                 self._channel.sendall(frames.head(Kind.DATA, len(data)))
                 # paramiko cuts off what it has sent: of a view that copies nothing.
                 self._channel.sendall(data)
-        self.send(Kind.END)
+                digest.update(data)
+        return digest.digest()
 
     def answer(self, *expected: Kind) -> tuple[Kind, bytes]:
         """Return the next frame.
@@ -183,11 +181,14 @@ class _Channel:
             MalformedAnswer: it is none of those expected.
         """
         kind, payload = frames.read_frame(self._read)
+        self._check(kind, payload, *expected)
+        return kind, payload
+
+    def _check(self, kind: Kind, payload: bytes, *expected: Kind) -> None:
         if kind is Kind.ERROR:
             raise _error(*frames.split_error(payload), self._address.host)
         if kind not in expected:
             raise MalformedAnswer(f"{self._address.host} answers with {kind.name}")
-        return kind, payload
 
     def data(self) -> Iterator[bytes]:
         """Yield the DATA that comes before END."""
@@ -200,25 +201,33 @@ class _Channel:
     def fetch(self, kind: Kind, payload: bytes) -> bytes:
         """Return an object, or a range of it."""
         _, answer = self.ask(kind, payload, Kind.SIZE)
-        size, parts, came = frames.split_size(answer), [], 0
-        for part in self.data():
-            came += len(part)
-            if came > size:
+        size = left = frames.split_size(answer)
+        parts: list[bytes] = []
+        while True:
+            found, length = frames.read_head(self._read)
+            if found is not Kind.DATA:
                 break
-            parts.append(part)
-        if came != size:
-            raise MalformedAnswer(f"{self._address.host} sent other than the {size} bytes it said")
+            if length > left:
+                raise MalformedAnswer(
+                    f"{self._address.host} sends more than the {size} bytes it said"
+                )
+            left -= length
+            parts.extend(self._pieces(length))
+        self._check(found, self._read(length), Kind.END)
+        if left:
+            raise MalformedAnswer(f"{self._address.host} sends {left} bytes less than it said")
         return b"".join(parts)
 
     def _read(self, length: int) -> bytes:
-        parts = []
+        return b"".join(self._pieces(length))
+
+    def _pieces(self, length: int) -> Iterator[bytes]:
         while length:
             part = self._channel.recv(length)
             if not part:
                 raise EOFError
-            parts.append(part)
+            yield part
             length -= len(part)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _no_server(self) -> RemetalError:
         """Say why there is no server, in its own words."""
@@ -253,6 +262,13 @@ _ERRORS: Final = {
 }
 
 _ANSWERED: Final = tuple(set(_ERRORS.values()) - {MalformedAnswer, StoreUnreachable})
+
+
+def _digest(parts: Iterable[Buffer]) -> bytes:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.digest()
 
 
 def _error(fault: Fault, message: str, host: str) -> RemetalError:
