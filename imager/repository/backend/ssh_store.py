@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
@@ -68,12 +69,15 @@ class SshStore:
             nonlocal tries
             tries += 1
             answer, _ = channel.ask(Kind.PUT, put.encode(), Kind.DONE, Kind.THERE)
-            digest = channel.send_object(parts) if answer is Kind.DONE else _digest(parts)
-            answer, _ = channel.ask(Kind.END, digest, Kind.CREATED, Kind.SAME, Kind.OTHER)
+            if answer is Kind.DONE:
+                channel.send_object(parts)
+            answer, _ = channel.ask(Kind.END, digest.result(), Kind.CREATED, Kind.SAME, Kind.OTHER)
             # After a lost answer, the same bytes are most likely ours.
             return answer is Kind.CREATED or (answer is Kind.SAME and tries > 1)
 
-        return self._channels.call(send)
+        with ThreadPoolExecutor(1, thread_name_prefix="hash") as pool:
+            digest = pool.submit(_digest, parts)
+            return self._channels.call(send)
 
     def get(self, name: str) -> bytes:
         """Return an object whole; see `protocol.Backend.get`."""
@@ -160,9 +164,8 @@ class _Channel:
         """Send a frame."""
         self._channel.sendall(b"".join(frames.frame(kind, *parts)))
 
-    def send_object(self, parts: Sequence[Buffer]) -> bytes:
-        """Send the bytes of an object and return their SHA-256; it is made while others send and write."""
-        digest = hashlib.sha256()
+    def send_object(self, parts: Sequence[Buffer]) -> None:
+        """Send the bytes of an object, without its end."""
         for part in parts:
             view = memoryview(part).cast("B")
             for start in range(0, len(view), frames.MOST_PAYLOAD):
@@ -170,8 +173,6 @@ class _Channel:
                 self._channel.sendall(frames.head(Kind.DATA, len(data)))
                 # paramiko cuts off what it has sent: of a view that copies nothing.
                 self._channel.sendall(data)
-                digest.update(data)
-        return digest.digest()
 
     def answer(self, *expected: Kind) -> tuple[Kind, bytes]:
         """Return the next frame.
