@@ -1,7 +1,9 @@
 """OpenSSH's own sshd on loopback: `remetal serve` behind a forced command, and plain SFTP."""
 
+import contextlib
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -18,7 +20,7 @@ SSHD = Path("/usr/sbin/sshd")
 
 
 class Sshd:
-    """An sshd of our own, with keys of its own.
+    """An sshd of our own, with keys of its own; the login scripts of the user are not run.
 
     Attributes:
         folder: where its files lie.
@@ -53,6 +55,7 @@ class Sshd:
             # Else bash would read ~/.bashrc, and whatever that does on this machine.
             SetEnv SHLVL=2
             Subsystem sftp internal-sftp
+            SetEnv HOME={folder}
             """
         )
 
@@ -65,14 +68,15 @@ class Sshd:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                start_new_session=True,
             )
         wait_for_port(self.port, self._process)
 
     def stop(self) -> None:
         """Kill it, and every session of it."""
         if self._process is not None:
-            os.killpg(self._process.pid, 9)
+            for pid in [*_descendants(self._process.pid), self._process.pid]:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             self._process.wait()
             self._process = None
 
@@ -127,6 +131,16 @@ class Sshd:
         """What `remetal serve` has written down."""
         path = self.folder / "serve.log"
         return path.read_text() if path.exists() else ""
+
+
+def _descendants(pid: int) -> list[int]:
+    """Return the processes below one: sessions leave the group of their sshd."""
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except FileNotFoundError:
+        return []
+    found = [int(child) for child in children]
+    return [*found, *(other for child in found for other in _descendants(child))]
 
 
 def make_key(path: Path) -> None:

@@ -240,7 +240,7 @@ class _Channel:
         code = self._channel.recv_exit_status() if self._channel.exit_status_ready() else None
         self._channel.close()
         words = " ".join(said.decode("utf-8", "replace").split())
-        if code is None and not words:
+        if not words and (code is None or code < 0):  # it was killed, or the link broke
             return StoreUnreachable(f"{self._address.host} closed the connection at once")
         return StoreRefused(
             f"{self._address.host} runs no `remetal serve` for this key"
