@@ -28,9 +28,9 @@ from tests.benchmarks.pairs import Row
 Side = Callable[[Path, Sequence[Path], int], Iterable[Row]]
 
 SIDES: Final[Mapping[str, Side]] = {"ssh": backends_ssh.rows, "mirror": backends_mirror.rows}
-FILES: Final = 32
+FILES: Final = 16
 FILE_SIZE: Final = 16 * MIB  # of a pack
-PAIRS: Final = 5
+PAIRS: Final = 9
 _MEMORY: Final = Path("/dev/shm")  # noqa: S108  it is asked for
 
 

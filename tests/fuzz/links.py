@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import math
 import os
@@ -11,6 +10,8 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+from blake3 import blake3
 
 from imager.errors import MalformedAnswer
 from imager.repository.backend import frames
@@ -166,7 +167,7 @@ def _frame(kind: Kind, payload: bytes = b"") -> bytes:
 
 
 def _sent(name: str, data: bytes, modified: float = math.nan) -> bytes:
-    put, digest = Put(name, len(data), modified), hashlib.sha256(data).digest()
+    put, digest = Put(name, len(data), modified), blake3(data).digest()
     return _frame(Kind.PUT, put.encode()) + _frame(Kind.DATA, data) + _frame(Kind.END, digest)
 
 

@@ -5,7 +5,6 @@ server, or of sshd where that refuses it already.
 """
 
 import contextlib
-import hashlib
 import math
 import subprocess
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import paramiko
 import pytest
+from blake3 import blake3
 
 from imager.errors import NoRoom, StoreRefused
 from imager.repository.backend import frames
@@ -84,7 +84,7 @@ def announced(name: str, data: bytes, modified: float = math.nan) -> bytes:
 
 
 def digest(data: bytes) -> bytes:
-    return hashlib.sha256(data).digest()
+    return blake3(data).digest()
 
 
 @pytest.fixture(autouse=True)

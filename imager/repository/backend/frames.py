@@ -17,7 +17,7 @@ MAGIC: Final = b"remetal serve"
 VERSION: Final = 1
 MOST_PAYLOAD: Final = 1 << 20  # bytes of one frame
 MOST_TEXT: Final = 4096  # bytes of a name or a message
-DIGEST: Final = 32  # bytes of a SHA-256
+DIGEST: Final = 32  # bytes of a BLAKE3
 _FRAME: Final = struct.Struct(">BI")
 _GREETING: Final = struct.Struct(f">{len(MAGIC)}sBBQ")
 _PUT: Final = struct.Struct(">Qd")
@@ -140,7 +140,7 @@ class Put:
 
 
 def split_digest(payload: bytes) -> bytes:
-    """Return the SHA-256 in the END of an object that is put; `MalformedAnswer` otherwise."""
+    """Return the BLAKE3 in the END of an object that is put; `MalformedAnswer` otherwise."""
     if len(payload) != DIGEST:
         raise MalformedAnswer("an object ends without its hash")
     return payload

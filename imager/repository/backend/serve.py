@@ -7,7 +7,6 @@ are free, and changes and removes nothing.
 
 import contextlib
 import fcntl
-import hashlib
 import os
 import select
 import shlex
@@ -15,6 +14,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from blake3 import blake3
 
 from imager.errors import (
     MalformedAnswer,
@@ -216,13 +217,13 @@ class Server:
             self._send(Kind.OTHER)
 
     def _take(self, size: int, write: Callable[[list[Buffer]], None]) -> bytes:
-        """Read an object up to its end, whatever happens, and return its SHA-256.
+        """Read an object up to its end, whatever happens, and return its BLAKE3.
 
         Raises:
             OSError: it could not be written.
             Refused: it is not what the other side says.
         """
-        digest, left = hashlib.sha256(), size
+        digest, left = blake3(), size
         problem: OSError | None = None
         while True:
             kind, length = frames.read_head(self._input.exactly)
@@ -252,7 +253,7 @@ class Server:
         return frames.split_digest(self._input.exactly(length))
 
     def _digest(self, name: str) -> bytes:
-        digest = hashlib.sha256()
+        digest = blake3()
         for part in self._store.pieces(name, 0, self._store.size(name), frames.MOST_PAYLOAD):
             digest.update(part)
         return digest.digest()

@@ -6,12 +6,13 @@ server says whether it lies there with the same bytes.
 """
 
 import contextlib
-import hashlib
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
+
+from blake3 import blake3
 
 from imager.errors import (
     MalformedAnswer,
@@ -266,7 +267,7 @@ _ANSWERED: Final = tuple(set(_ERRORS.values()) - {MalformedAnswer, StoreUnreacha
 
 
 def _digest(parts: Iterable[Buffer]) -> bytes:
-    digest = hashlib.sha256()
+    digest = blake3()
     for part in parts:
         digest.update(part)
     return digest.digest()
