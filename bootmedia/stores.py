@@ -5,7 +5,7 @@ All of it is checked when the medium is built: on the worst day nobody can mend 
 
 import configparser
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit

@@ -5,8 +5,6 @@ store says of the time before anybody has proved who it is may come from anybody
 person, and believed only if they say so.
 """
 
-import http.client
-import ssl
 import time
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -27,6 +25,9 @@ def store_time(endpoint: Endpoint) -> float | None:
     Raises:
         StoreUnreachable: it does not answer.
     """
+    import http.client  # noqa: PLC0415  a medium that reads an attached disk never needs them
+    import ssl  # noqa: PLC0415
+
     connection: http.client.HTTPConnection
     if endpoint.is_tls:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

@@ -1,7 +1,7 @@
 """The rescue system that this runs on: what the medium says of itself, shares, and how it ends."""
 
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Final
@@ -50,7 +50,7 @@ class Medium:
     version: str
     repositories: tuple[str, ...] = ()
     recovery_key: Path | None = None
-    network: NetworkSettings = NetworkSettings()
+    network: NetworkSettings = field(default_factory=NetworkSettings)
     known_hosts: Path | None = None
     store_keys: Path | None = None
     authorities: Path | None = None

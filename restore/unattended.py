@@ -17,11 +17,11 @@ from imager.commands.secrets import load_recovery_key, read_passphrase
 from imager.console import Output
 from imager.errors import ConfigError, RemetalError
 from imager.network_settings import NetworkSettings
+from imager.repository.backend.endpoint import Endpoint, endpoint_of, is_remote
 from imager.repository.backend.place import Place
 from imager.repository.repository import Repository
 from imager.units import format_duration
 from restore import clock, job, network
-from imager.repository.backend.endpoint import Endpoint, endpoint_of, is_remote
 from restore.log import RestoreLog, write_durably
 from restore.medium import AtEnd, Medium
 from restore.planner import Wishes

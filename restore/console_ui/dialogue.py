@@ -13,6 +13,7 @@ from imager import blockdev
 from imager.commands.secrets import ask_pages, load_recovery_key, remark_problems
 from imager.errors import RemetalError, SecretError, TargetError, UnsupportedFormat
 from imager.layout.machine import Machine
+from imager.repository.backend.endpoint import is_remote
 from imager.repository.image import SealedImage
 from imager.repository.repository import Repository
 from imager.repository.retrieval import OpenImage, Unlocked
@@ -22,7 +23,6 @@ from restore.console_ui import repositories
 from restore.console_ui.repositories import Found
 from restore.console_ui.stores import ChooseAnother, Stores
 from restore.console_ui.terminal import AGAIN, SHELL, LeaveToShell, StartAgain, Terminal
-from imager.repository.backend.endpoint import is_remote
 from restore.log import DEFAULT_PATH, RestoreLog
 from restore.match import describe
 from restore.medium import RUN, AtEnd, Medium

@@ -13,13 +13,13 @@ from typing import Final
 from imager.commands.secrets import ask
 from imager.errors import ConfigError, RemetalError, WrongPassphrase
 from imager.network_settings import NetworkSettings
+from imager.repository.backend.endpoint import Endpoint, endpoint_of
 from imager.repository.backend.place import HostKey, Place
 from imager.repository.repository import Repository
 from imager.units import format_duration
 from restore import clock, network
 from restore.console_ui.repositories import Found
 from restore.console_ui.terminal import Terminal
-from imager.repository.backend.endpoint import Endpoint, endpoint_of
 from restore.medium import Medium
 from restore.store_access import StoreAccess
 
