@@ -1,11 +1,13 @@
 """`remetal capture`: save a machine."""
 
+import contextlib
 import platform
 import time
 from pathlib import Path
 
 import click
 
+from imager import politeness
 from imager.capture.capture import Captured
 from imager.capture.capture import capture as run_capture
 from imager.capture.planner import CapturePlan, plan
@@ -38,6 +40,12 @@ from imager.units import format_duration, format_size
     show_default=True,
     help="Level of zstd.",
 )
+@click.option(
+    "--polite/--no-polite",
+    default=True,
+    show_default=True,
+    help="Let all other processes of this machine go first (nice 10, idle I/O).",
+)
 @click.option("--dry-run", is_flag=True, help="Show what would be read, and store nothing.")
 @credential_option
 @verb
@@ -47,6 +55,7 @@ def capture(
     disks: tuple[Path, ...],
     name: str | None,
     compression: int,
+    polite: bool,
     dry_run: bool,
     credential: Path | None,
 ) -> None:
@@ -71,7 +80,8 @@ def capture(
             out.document({"dry_run": True, **_plan_document(planned)})
             return
         start = time.monotonic()
-        with out.progress("capture", planned.size) as advance:
+        manners = politeness.polite() if polite else contextlib.nullcontext()
+        with manners, out.progress("capture", planned.size) as advance:
             captured = run_capture(planned, repository, held, advance, level=compression)
         seconds = time.monotonic() - start
     for problem in captured.problems:

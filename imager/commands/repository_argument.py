@@ -4,13 +4,16 @@ import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
 from imager.console import Location
 from imager.repository.backend import place
 from imager.repository.backend.place import Access, HostKey, Place
+from imager.units import parse_size
+
+_LEAST_RATE: Final = 1024
 
 
 def repository_argument(
@@ -26,6 +29,8 @@ def repository_argument(
             "--store-credentials", place.STORE_CREDENTIALS, "For s3://: file with the access key."
         )
         @_file("--authorities", place.AUTHORITIES, "For s3://: certificates to trust, in PEM.")
+        @_rate("--limit-upload", "Most bytes per second sent to the store, such as 20M.")
+        @_rate("--limit-download", "Most bytes per second that come from it.")
         @functools.wraps(function)
         def wrapper(
             *args: Any,
@@ -34,6 +39,8 @@ def repository_argument(
             known_hosts: Path | None,
             store_credentials: Path | None,
             authorities: Path | None,
+            limit_upload: int | None,
+            limit_download: int | None,
             **options: Any,
         ) -> None:
             access = Access(
@@ -42,6 +49,8 @@ def repository_argument(
                 store_credentials,
                 authorities,
                 _confirm if sys.stdin.isatty() else None,
+                upload=limit_upload,
+                download=limit_download,
             )
             function(*args, repo=Place(repo, access) if repo else None, **options)
 
@@ -60,6 +69,28 @@ def _file(
         help=f"{text} Also {variable}.",
     )
     return decorate
+
+
+def _rate(option: str, text: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    decorate: Callable[[Callable[..., None]], Callable[..., None]] = click.option(
+        option, callback=_bytes_per_second, metavar="RATE", help=text
+    )
+    return decorate
+
+
+def _bytes_per_second(
+    context: click.Context, option: click.Parameter, value: str | None
+) -> int | None:
+    del context, option
+    if value is None:
+        return None
+    try:
+        rate = parse_size(value.removesuffix("/s"))
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+    if rate < _LEAST_RATE:
+        raise click.BadParameter(f"{value} is too little to get anywhere")
+    return rate
 
 
 def _confirm(key: HostKey) -> bool:

@@ -8,6 +8,7 @@ from typing import Final
 from tests.stores.ceph import Ceph
 from tests.stores.directory import directory
 from tests.stores.engine import buckets
+from tests.stores.mirror import mirror
 from tests.stores.seaweedfs import SeaweedFS
 from tests.stores.ssh import sftp, ssh
 from tests.stores.store import Store
@@ -21,4 +22,5 @@ STORES: Final[Mapping[str, Callable[[Path], AbstractContextManager[Store]]]] = {
     "ceph-plain": buckets(Ceph, locked=False),
     "ssh": ssh,
     "sftp": sftp,
+    "mirror": mirror,
 }

@@ -9,6 +9,8 @@ import signal
 import tempfile
 from pathlib import Path
 
+import click
+
 from tests.stores.ceph import Ceph
 from tests.stores.engine import Engine
 from tests.stores.seaweedfs import SeaweedFS
@@ -26,12 +28,12 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     engine = None
     try:
-        print(f"starting {given.engine} below {folder} ...", flush=True)
+        click.echo(f"starting {given.engine} below {folder} ...")
         engine = ENGINES[given.engine](folder)
         bucket = engine.new_bucket(days=given.days)
         place = engine.place(bucket, engine.owner)
         engine.place(bucket, engine.capture)
-        print(f"""\
+        click.echo(f"""\
 It runs until Ctrl-C, and is gone then. Objects are locked for {given.days} d, in COMPLIANCE mode.
 
 export REPO='{place.location}'
@@ -40,10 +42,10 @@ remetal init "$REPO"
 remetal capture "$REPO" --disk DISK
 
 What a captured machine needs, and no more: REMETAL_STORE_CREDENTIALS={engine.folder}/capture.credentials
-What the gateway writes down: {engine.log_path}""", flush=True)  # fmt: skip
+What the gateway writes down: {engine.log_path}""")  # fmt: skip
         signal.pause()
     except KeyboardInterrupt:
-        print("stopping", flush=True)
+        click.echo("stopping")
     finally:
         if engine is not None:
             engine.stop()

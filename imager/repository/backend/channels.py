@@ -8,7 +8,7 @@ from typing import Final, Generic, Protocol, TypeVar
 
 import paramiko
 
-from imager.repository.backend.retry import patiently
+from imager.repository.backend import retry
 from imager.repository.backend.ssh import Connection, translated
 
 # sshd lets ten channels into one connection by default.
@@ -54,6 +54,7 @@ class Channels(Generic[_Spoken]):
         self._begin = begin
         self._answered = answered
         self._owner = os.getpid()
+        self._has_answered = False
         self._free: queue.LifoQueue[_Spoken | None] = _empty()
 
     def call(self, request: Callable[[_Spoken], _Result]) -> _Result:
@@ -62,7 +63,8 @@ class Channels(Generic[_Spoken]):
         Raises:
             LinkError: the host can't be reached, or is not the right one, or lets nobody in.
         """
-        return patiently(lambda: self._once(request))
+        patience = retry.PATIENCE if self._has_answered else retry.FIRST_PATIENCE
+        return retry.patiently(lambda: self._once(request), patience)
 
     def _once(self, request: Callable[[_Spoken], _Result]) -> _Result:
         if self._owner != os.getpid():
@@ -73,6 +75,7 @@ class Channels(Generic[_Spoken]):
             with translated(self._connection.address):
                 if session is None or session.is_closed:
                     session = self._begin(self._connection)
+                    self._has_answered = True
                 return request(session)
         except BaseException as error:
             # Unless the server has said what is wrong, nobody knows where its next word begins.

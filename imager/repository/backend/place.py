@@ -40,6 +40,8 @@ class Access:
         authorities: certificates that vouch for a TLS store, in PEM; by default the system's.
         confirm: is asked whether a host that is seen for the first time is the right one; by default
             nobody can say so, and it is refused.
+        upload: bytes per second that are sent to the store at most; None for no limit.
+        download: likewise what comes from it.
         ssh_passphrase: returns the passphrase of a private key; by default keys under one are refused.
     """
 
@@ -49,6 +51,8 @@ class Access:
     authorities: Path | None = None
     confirm: Callable[[HostKey], bool] | None = field(default=None, repr=False)
     ssh_passphrase: Callable[[Path], str] | None = field(default=None, repr=False)
+    upload: int | None = None
+    download: int | None = None
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Access":

@@ -70,6 +70,10 @@ Action = Callable[["S3Client"], T]
 _log = logging.getLogger("remetal.s3")
 
 
+class _PassingFailure(StoreUnreachable):
+    """One try failed; its cause says why."""
+
+
 class Caller:
     """Speaks to one store, for any number of threads.
 
@@ -114,7 +118,7 @@ class Caller:
         patience = self._patience if self._has_answered else self._first_patience
         try:
             return patiently(lambda: self._once(action), patience)
-        except StoreUnreachable as error:
+        except _PassingFailure as error:
             failure = error.__cause__
             if isinstance(failure, ResponseParserError) or (
                 isinstance(failure, ClientError) and _is_foreign(failure)
@@ -161,7 +165,7 @@ class Caller:
         self._has_answered = True
         return result
 
-    def _failed(self, failure: Exception) -> StoreUnreachable:
+    def _failed(self, failure: Exception) -> "_PassingFailure":
         """Return that a call failed for a reason that passes, and warn of it now and then."""
         said = f"{self._place}: {_reason(failure)}"
         now = time.monotonic()
@@ -170,7 +174,7 @@ class Caller:
             self._warned = now if is_new else self._warned
         if is_new:
             _log.warning("%s; trying again", said)
-        return StoreUnreachable(said)
+        return _PassingFailure(said)
 
     def _raise_if_general(self, error: ClientError) -> None:
         code = code_of(error)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from imager.errors import (
+    LinkError,
     NoRoom,
     ObjectDamaged,
     ObjectMissing,
@@ -80,8 +81,13 @@ class SftpStore:
             self._make_folder(client, posixpath.dirname(upload.temporary))
             return upload.go_on(client)
 
-        with self._writing(name):
+        try:
             return self._channels.call(send)
+        except SftpFailure as failure:
+            error = self._not_written(name, failure)
+            with contextlib.suppress(SftpFailure, LinkError):
+                self._channels.call(lambda client: client.remove(upload.temporary))
+            raise error from failure
 
     def get(self, name: str) -> bytes:
         """Return an object whole; see `protocol.Backend.get`."""

@@ -6,6 +6,7 @@ today, and TCP_NODELAY is set: without it small frames wait for each other.
 
 import contextlib
 import getpass
+import logging
 import os
 import socket
 import stat
@@ -22,14 +23,18 @@ from imager.errors import SecretError, StoreRefused, StoreUnreachable, Untrusted
 from imager.repository.backend.place import Access, HostKey, Place
 
 _PORT: Final = 22
-_CONNECT_SECONDS: Final = 20.0
-_SILENCE_SECONDS: Final = 60.0
+CONNECT_SECONDS: Final = 20.0
+SILENCE_SECONDS: Final = 60.0
 _KEEPALIVE_SECONDS: Final = 15
 _WINDOW: Final = 4 << 20
 _PACKET: Final = 1 << 15
 _CIPHERS: Final = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "aes128-ctr", "aes256-ctr")
 _SYSTEM_HOSTS: Final = Path("/etc/ssh/ssh_known_hosts")
 _DEFAULT_KEYS: Final = ("id_ed25519", "id_ecdsa", "id_rsa")
+
+# It writes tracebacks of what is raised here anyway.
+if not logging.getLogger().isEnabledFor(logging.DEBUG):
+    logging.getLogger("paramiko").setLevel(logging.CRITICAL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +126,8 @@ class Connection:
                 self._transport = _connect(self.address, self._access)
             transport = self._transport
         with translated(self.address):
-            channel = transport.open_session(_WINDOW, _PACKET, timeout=_CONNECT_SECONDS)
-        channel.settimeout(_SILENCE_SECONDS)
+            channel = transport.open_session(_WINDOW, _PACKET, timeout=CONNECT_SECONDS)
+        channel.settimeout(SILENCE_SECONDS)
         return channel
 
     def drop(self) -> None:
@@ -163,7 +168,7 @@ def _configuration() -> paramiko.SSHConfig:
 def _connect(address: Address, access: Access) -> paramiko.Transport:
     keys = list(_keys(address, access))
     try:
-        sock = socket.create_connection((address.hostname, address.port), _CONNECT_SECONDS)
+        sock = socket.create_connection((address.hostname, address.port), CONNECT_SECONDS)
     except socket.gaierror as error:
         raise StoreUnreachable(
             f"nobody knows the name {address.hostname}: {error.strerror}",
@@ -184,8 +189,8 @@ def _connect(address: Address, access: Access) -> paramiko.Transport:
             options = transport.get_security_options()
             options.ciphers = [c for c in _CIPHERS if c in options.ciphers]
             options.key_types = hosts.preferred(options.key_types)
-            transport.banner_timeout = transport.auth_timeout = _CONNECT_SECONDS
-            transport.start_client(timeout=_CONNECT_SECONDS)
+            transport.banner_timeout = transport.auth_timeout = CONNECT_SECONDS
+            transport.start_client(timeout=CONNECT_SECONDS)
             hosts.check(transport.get_remote_server_key())
             transport.set_keepalive(_KEEPALIVE_SECONDS)
             _log_in(transport, address, keys)
