@@ -198,6 +198,7 @@ UNWANTED_WHEEL_PATHS: Final = (
     "botocore/data/[!s]*/",
     "botocore/data/s[!3]*/",
     "botocore/data/s3?*/",
+    "invoke",  # what paramiko runs programs with that ~/.ssh/config names
     "numpy/distutils",
     "numpy/f2py",
     "numpy/testing",
