@@ -20,7 +20,7 @@ class NetworkSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         interface: a network card, by the kernel's name or its hardware address. Without it the
-            card that has a link is taken.
+            first card that has a link is taken.
         address: addresses with their prefix length, such as "10.0.0.9/24" or "2001:db8::9/64".
             Without any, DHCP is asked on every card, and IPv6 comes from the routers.
         gateway: one for each sort of address at most.

@@ -29,7 +29,6 @@ from restore.medium import RUN
 FOLDER: Final = RUN / "network"
 _DHCP_SCRIPT: Final = "/usr/local/lib/remetal/dhcp"
 _RESOLVER: Final = Path("/etc/resolv.conf")
-_CARDS: Final = Path("/sys/class/net")
 _TIMEOUT: Final = 30.0  # seconds for one `ip`
 _LINK_SECONDS: Final = 10.0  # a switch needs some seconds to find out how fast a new link is
 _LEASE_SECONDS: Final = 20.0
@@ -79,6 +78,7 @@ class _AddressInfo(msgspec.Struct):
 class _Interface(msgspec.Struct):
     ifname: str
     link_type: str
+    flags: list[str]
     address: str = ""
     addr_info: list[_AddressInfo] = []
 
@@ -99,7 +99,7 @@ def cards() -> tuple[Card, ...]:
         Card(
             each.ifname,
             each.address,
-            _has_link(each.ifname),
+            "LOWER_UP" in each.flags,
             tuple(
                 f"{info.local}/{info.prefixlen}"
                 for info in each.addr_info
@@ -141,7 +141,7 @@ def bring_up(settings: NetworkSettings) -> None:
         # First in the order of names, and so asked first.
         (FOLDER / "0.resolv").write_text(_resolver(settings.name_servers))
     if settings.addresses:
-        _set(_with_link(wanted), settings)
+        _set(_with_link([card.name for card in wanted]), settings)
     elif wanted:
         _ask(wanted)
     _RESOLVER.write_text("".join(path.read_text() for path in sorted(FOLDER.glob("*.resolv"))))
@@ -305,22 +305,13 @@ def _is_meant(card: Card, interface: str) -> bool:
     return not interface or interface.lower() in {card.name.lower(), card.hardware_address.lower()}
 
 
-def _has_link(name: str) -> bool:
-    try:
-        return (_CARDS / name / "carrier").read_text().strip() == "1"
-    except OSError:  # a card that is down does not say
-        return False
-
-
-def _with_link(wanted: Sequence[Card]) -> Card | None:
-    """Return the first card that has a link, or gets one soon; else the first."""
+def _with_link(wanted: Sequence[str]) -> Card | None:
+    """Return the first of some cards that has a link, or gets one soon; else the first."""
     deadline = time.monotonic() + _LINK_SECONDS
-    while wanted:
-        for card in wanted:
-            if _has_link(card.name):
-                return card
-        if time.monotonic() > deadline:
-            return wanted[0]
+    while found := [card for card in cards() if card.name in wanted]:
+        linked = [card for card in found if card.has_link]
+        if linked or time.monotonic() > deadline:
+            return (linked or found)[0]
         time.sleep(0.1)  # the kernel tells of it by netlink only
     return None
 

@@ -51,6 +51,8 @@ class Sshd:
             StrictModes no
             LogLevel VERBOSE
             Subsystem sftp internal-sftp
+            # bash would read the tester's ~/.bashrc, which may do anything, and be killed in it.
+            SetEnv SHLVL=1
             """
         )
 
@@ -121,11 +123,10 @@ class Sshd:
         return path.read_text() if path.exists() else ""
 
 
-def make_key(path: Path) -> None:
-    """Make a key pair without a passphrase."""
-    subprocess.run(
-        ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "test", "-f", path], check=True
-    )
+def make_key(path: Path, passphrase: str = "") -> None:
+    """Make a key pair, by default without a passphrase."""
+    argv = ["ssh-keygen", "-q", "-t", "ed25519", "-N", passphrase, "-C", "test", "-f", path]
+    subprocess.run(argv, check=True)
 
 
 def free_port() -> int:
