@@ -174,7 +174,7 @@ class _Known:
         for number, line in enumerate(lines, 1):
             try:
                 entry = paramiko.hostkeys.HostKeyEntry.from_line(line, number)
-            except paramiko.hostkeys.InvalidHostKey as error:
+            except (paramiko.hostkeys.InvalidHostKey, paramiko.SSHException) as error:
                 raise self._wrong(line) from error
             if entry is None:
                 raise self._wrong(line)

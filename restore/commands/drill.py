@@ -133,7 +133,7 @@ def drill(
         cache=fixture.cache() if fixtures else default_cache(),
         memory_mib=memory_mib,
         ports=ports,
-        store=repo,
+        store=run.Store.of(repo) if repo else None,
     )
     subject = None
     if repo and image:

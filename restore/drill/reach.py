@@ -15,7 +15,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 
 from imager.errors import SecretError, UsageError
 from imager.repository import ssh_key
-from imager.repository.backend.endpoint import endpoint_of, is_remote
+from imager.repository.backend.endpoint import Endpoint, endpoint_of, is_remote
 from imager.repository.backend.place import Place
 from restore.drill.vm_spec import Outlet
 from restore.medium import RUN
@@ -62,8 +62,9 @@ def reach(place: Place) -> Reach:
                 "a drill restores from one site of a mirror", hint="Name that site instead."
             )
         return Reach(_SHARED, folder=Path(place.location).resolve())
+    endpoint = endpoint_of(place.location)
     if place.location.startswith("s3://"):
-        return _reach_s3(place)
+        return _reach_s3(place, endpoint)
     return _reach_ssh(place)
 
 
@@ -96,11 +97,10 @@ def _usable_key(paths: tuple[Path, ...]) -> bytes:
     )
 
 
-def _reach_s3(place: Place) -> Reach:
+def _reach_s3(place: Place, endpoint: Endpoint) -> Reach:
     from imager.repository.backend.s3_location import Location  # noqa: PLC0415  slow to load
 
     location = Location.parse(place.location)
-    endpoint = endpoint_of(place.location)
     parts = urlsplit(place.location)
     options = [parts.query] if parts.query else []
     if location.endpoint is None:

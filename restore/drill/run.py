@@ -35,6 +35,26 @@ _MEMORY_MIB: Final = 2048  # of a restored machine when nobody says
 
 
 @dataclass(frozen=True, slots=True)
+class Store:
+    """One place, as each of those sees it who does a part of a fixture's drill.
+
+    Attributes:
+        owner: makes the repository.
+        machine: adds the image.
+        rescue: reads it.
+    """
+
+    owner: Place
+    machine: Place
+    rescue: Place
+
+    @classmethod
+    def of(cls, place: Place) -> "Store":
+        """Return a place where all of them may do the same."""
+        return cls(place, place, place)
+
+
+@dataclass(frozen=True, slots=True)
 class Choices:
     """What a person chose for a drill.
 
@@ -54,7 +74,7 @@ class Choices:
     cache: Path
     memory_mib: int | None = None
     ports: tuple[int, ...] = ()
-    store: Place | None = None
+    store: Store | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +148,7 @@ def drill_fixture(name: str, choices: Choices, settings: Settings) -> Result:
         sheet.note(firmware=firmware.value)
         with steps.step("copy its disks"):
             copies = fixture.copy_disks(built.disks, places.folder)
-        store = choices.store or Place(str(places.folder / "repository"), Access())
+        store = choices.store or Store.of(Place(str(places.folder / "repository"), Access()))
         subject = _capture(name, copies, store, places, steps, sheet)
         scenario.check_firmware(subject.machine, firmware)
         for number, copy in enumerate(copies):
@@ -155,24 +175,26 @@ def drill_fixture(name: str, choices: Choices, settings: Settings) -> Result:
 
 
 def _capture(
-    name: str, disks: Sequence[Path], store: Place, places: Places, steps: Steps, sheet: _Sheet
+    name: str, disks: Sequence[Path], store: Store, places: Places, steps: Steps, sheet: _Sheet
 ) -> Subject:
     """Save a machine as a person would: two commands, with a passphrase nobody will need again."""
-    repository, keys = fixture.words(store), places.folder / "keys"
+    keys = places.folder / "keys"
     secret = secrets.token_urlsafe(24)
     phrase = places.folder / "passphrase"
     phrase.write_text(secret + "\n")
     with steps.step("make a repository"):
         words = ("--keys-dir", keys, "--passphrase-file", phrase)
-        made = fixture.remetal(fixture.Made, "init", *repository, *words)
+        made = fixture.remetal(fixture.Made, "init", *fixture.words(store.owner), *words)
     with steps.step("capture") as remark:
         chosen: list[str | Path] = [word for disk in disks for word in ("--disk", disk)]
         chosen += ["--name", name, "--credential", made.credential]
-        captured = fixture.remetal(fixture.Captured, "capture", *repository, *chosen)
+        captured = fixture.remetal(
+            fixture.Captured, "capture", *fixture.words(store.machine), *chosen
+        )
         remark.size = captured.used_bytes
         remark.text = f"{format_size(captured.stored_bytes)} stored"
     sheet.note(used_bytes=captured.used_bytes, stored_bytes=captured.stored_bytes)
-    return open_subject(store, captured.image, made.recovery_key, secret)
+    return open_subject(store.rescue, captured.image, made.recovery_key, secret)
 
 
 def open_subject(place: Place, reference: str, recovery_key: Path, secret: str) -> Subject:

@@ -9,11 +9,11 @@ import pytest
 
 from bootmedia.config import MediumConfig
 from bootmedia.medium import medium_kernel
-from imager.repository.backend.place import Place
 from restore.drill import accelerator, fixture, run
 from restore.drill.bring_back import Settings
 from restore.drill.qemu import Accelerator
 from restore.drill.report import Outcome
+from restore.drill.run import Store
 from restore.drill.scenario import Medium
 from tests.stores.seaweedfs import SeaweedFS
 from tests.stores.ssh import running
@@ -29,43 +29,49 @@ def chosen() -> Accelerator:
 
 
 @contextlib.contextmanager
-def ssh(folder: Path) -> Iterator[Place]:
-    """A place to which its key adds, and where it removes nothing."""
+def ssh(folder: Path) -> Iterator[Store]:
+    """Three keys: one makes the repository, one adds and removes nothing, one reads."""
+    rights = {"owner": "--may-delete", "machine": "--append-only", "rescue": "--read-only"}
     with running(folder) as sshd:
-        key = sshd.new_key("key")
-        sshd.serve(key, folder / "repository", "--append-only")
-        yield sshd.place("ssh", key, folder / "repository")
+        keys = {name: sshd.new_key(name) for name in rights}
+        for name, option in rights.items():
+            sshd.serve(keys[name], folder / "repository", option, "--name", name)
+        places = {name: sshd.place("ssh", key, folder / "repository") for name, key in keys.items()}
+        yield Store(**places)
         assert "removed" not in sshd.served
+        assert "refused" not in sshd.served
 
 
 @contextlib.contextmanager
-def sftp(folder: Path) -> Iterator[Place]:
+def sftp(folder: Path) -> Iterator[Store]:
     with running(folder) as sshd:
         key = sshd.new_key("key")
         public = Path(f"{key}.pub").read_text()
         sshd.authorize(f'restrict,command="internal-sftp" {public}')
-        yield sshd.place("sftp", key, folder / "repository")
+        yield Store.of(sshd.place("sftp", key, folder / "repository"))
 
 
 @contextlib.contextmanager
-def s3(folder: Path) -> Iterator[Place]:
+def s3(folder: Path) -> Iterator[Store]:
     """A bucket with object lock, and the keys that a captured machine holds."""
     engine = SeaweedFS(folder)
     try:
-        yield engine.place(engine.new_bucket(locked=True), engine.capture)
+        bucket = engine.new_bucket(locked=True)
+        machine = engine.place(bucket, engine.capture)
+        yield Store(engine.place(bucket, engine.owner), machine, machine)
     finally:
         engine.stop()
 
 
 @pytest.mark.parametrize("store", [ssh, sftp, s3], ids=lambda store: store.__name__)
 def test_a_destroyed_machine_comes_back_over_the_network(
-    store: Callable[[Path], contextlib.AbstractContextManager[Place]],
+    store: Callable[[Path], contextlib.AbstractContextManager[Store]],
     chosen: Accelerator,
     tmp_path: Path,
 ) -> None:
     (tmp_path / "store").mkdir()
-    with store(tmp_path / "store") as place:
-        choices = run.Choices(None, Medium.CD, None, CACHE, store=place)
+    with store(tmp_path / "store") as made:
+        choices = run.Choices(None, Medium.CD, None, CACHE, store=made)
         settings = Settings(chosen, print, keep=tmp_path / "drill")
         result = run.drill_fixture("bios-ext4", choices, settings)
     assert result.outcome is Outcome.PROVEN, f"{result.proof} (kept in {result.kept})"
