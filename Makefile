@@ -1,7 +1,7 @@
 # Two commands do all, on a fresh Debian 12 with root:
 #   make drill   set up, then: capture real machines, destroy them, restore them from the ISO, boot
 #   make test    set up, then: all tests that fit into a short run
-# And: make test-all, make torture, make fuzz, make bench-scale, make store-ceph, make store-seaweed, make lint.
+# And: make test-all, make torture, make fuzz, make bench-scale, make bench-backends, make store-ceph, make store-seaweed, make lint.
 # Everything is built below .cache/ and .venv/; `make clean` removes both.
 
 SHELL := /bin/bash
@@ -9,7 +9,7 @@ PYTHON ?= $(firstword $(wildcard /usr/bin/python3.11 /usr/bin/python3) python3)
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup drill test test-all torture bench-scale store-ceph store-seaweed lint fuzz clean
+.PHONY: help setup drill test test-all torture bench-scale bench-backends store-ceph store-seaweed lint fuzz clean
 
 help:
 	@sed -n 's/^# \?//p;/^$$/q' Makefile
@@ -39,6 +39,12 @@ torture: setup
 SCALE ?= 1
 bench-scale: setup
 	nice $(BIN)/python -m tests.benchmarks.scale --scale $(SCALE)
+
+# The backends beside the clients that belong to the same stores, in turns on loopback; SIDES=ssh for some only.
+SIDES ?=
+PAIRS ?= 5
+bench-backends: setup
+	$(BIN)/python -m tests.benchmarks.backends --pairs $(PAIRS) $(SIDES)
 
 # An object store on loopback to try, until Ctrl-C; prints the REPO to use.
 store-ceph store-seaweed: setup

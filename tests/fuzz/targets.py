@@ -1,4 +1,4 @@
-"""What is fuzzed: every parser of the format, behind its seals and signatures.
+"""What is fuzzed: every parser of the format, behind its seals and signatures, and of the links.
 
 A target takes any bytes. It may return, or raise a RemetalError (readers of filesystems also
 UncertainMapError); whatever else it raises is a bug. Where the format seals or signs, the target
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from imager.errors import RemetalError
 from imager.extents.extents import UncertainMapError
-from tests.fuzz import disks, keyfiles, objects, sealed, statements
+from tests.fuzz import disks, keyfiles, links, objects, sealed, statements
 
 REFUSALS = (RemetalError, UncertainMapError)
 
@@ -42,6 +42,6 @@ class Target:
 
 TARGETS = {
     name: Target(name, parse, tuple(seeds))
-    for module in (objects, sealed, statements, keyfiles, disks)
+    for module in (objects, sealed, statements, keyfiles, disks, links)
     for name, (parse, seeds) in module.targets().items()
 }

@@ -100,6 +100,19 @@ FOUND = {
     ),
     "a FAT of 16 GiB for one cluster": ("large-fat", _large_fat()),
     "an array of partitions of 4 GiB": ("large-gpt", _large_gpt()),
+    "more bytes of a file than were asked for": (
+        "sftp",
+        TARGETS["sftp"].seeds[0].replace(
+            struct.pack(">IBII", 14, 103, 11, 5), struct.pack(">IBII", 15, 103, 11, 6) + b"0"
+        ),
+    ),
+    "an answer to a request that was not made": (
+        "sftp",
+        TARGETS["sftp"].seeds[0].replace(
+            struct.pack(">IBI", 37, 201, 1),
+            struct.pack(">IBII", 9, 101, 999, 0) + struct.pack(">IBI", 37, 201, 1),
+        ),
+    ),
 }  # fmt: skip
 
 

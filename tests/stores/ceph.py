@@ -7,7 +7,7 @@ import uuid
 from pathlib import Path
 from typing import Final
 
-from tests.stores.engine import Daemon, Engine, free_ports, listens, wait_for
+from tests.stores.engine import Daemon, Engine, capture_policy, free_ports, listens, wait_for
 
 # The disk of an OSD is a sparse file.
 _DISK: Final = 20 << 30
@@ -58,20 +58,16 @@ class Ceph(Engine):
 
     def allow_capture(self, bucket: str) -> None:
         """Let the capture identity add, read and list there."""
-        user = {"AWS": [f"arn:aws:iam:::user/{self.capture.name}"]}
-        on_bucket = ["ListBucket", "ListBucketVersions", "GetBucketVersioning"]
-        on_bucket += ["GetBucketObjectLockConfiguration"]
-        on_objects = ["PutObject", "GetObject", "GetObjectVersion", "GetObjectRetention"]
-        statements = [
+        policy = json.loads(capture_policy(bucket, f"arn:aws:iam:::user/{self.capture.name}"))
+        # An object belongs to whoever put it; the bucket's owner has no right to it without this.
+        policy["Statement"].append(
             {
                 "Effect": "Allow",
-                "Principal": user,
-                "Action": [f"s3:{action}" for action in actions],
-                "Resource": [f"arn:aws:s3:::{bucket}{what}"],
+                "Principal": {"AWS": [f"arn:aws:iam:::user/{self.owner.name}"]},
+                "Action": ["s3:*"],
+                "Resource": [f"arn:aws:s3:::{bucket}", f"arn:aws:s3:::{bucket}/*"],
             }
-            for actions, what in ((on_bucket, ""), (on_objects, "/*"))
-        ]
-        policy = {"Version": "2012-10-17", "Statement": statements}
+        )
         self.client(self.owner).put_bucket_policy(Bucket=bucket, Policy=json.dumps(policy))
 
     @property

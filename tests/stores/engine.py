@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import json
 import secrets
 import signal
 import socket
@@ -22,6 +23,14 @@ if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
 
 PATIENCE: Final = 120.0
+# What the keys on a captured machine have to allow, and no more; README.md says so too.
+ON_BUCKET: Final = (
+    "s3:GetBucketObjectLockConfiguration",
+    "s3:GetBucketVersioning",
+    "s3:ListBucket",
+    "s3:ListBucketVersions",
+)
+ON_OBJECTS: Final = ("s3:GetObject", "s3:GetObjectVersion", "s3:PutObject")
 LOCK_DAYS: Final = 30
 
 
@@ -46,6 +55,21 @@ class Identity:
             f"[default]\naws_access_key_id = {self.key}\naws_secret_access_key = {self.secret}\n"
         )
         return path
+
+
+def capture_policy(bucket: str, principal: str | None = None) -> str:
+    """Return the policy that allows a captured machine what it needs.
+
+    Args:
+        bucket: name, or `*`.
+        principal: who it is about; None for a policy that is attached to somebody.
+    """
+    who = {} if principal is None else {"Principal": {"AWS": [principal]}}
+    statements = [
+        who | {"Effect": "Allow", "Action": list(actions), "Resource": [f"arn:aws:s3:::{what}"]}
+        for actions, what in ((ON_BUCKET, bucket), (ON_OBJECTS, f"{bucket}/*"))
+    ]
+    return json.dumps({"Version": "2012-10-17", "Statement": statements})
 
 
 def free_ports(count: int) -> list[int]:

@@ -1,7 +1,9 @@
 """OpenSSH's own sshd on loopback: `remetal serve` behind a forced command, and plain SFTP."""
 
+import contextlib
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -18,7 +20,7 @@ SSHD = Path("/usr/sbin/sshd")
 
 
 class Sshd:
-    """An sshd of our own, with keys of its own.
+    """An sshd of our own, with keys of its own; the login scripts of the user are not run.
 
     Attributes:
         folder: where its files lie.
@@ -50,9 +52,10 @@ class Sshd:
             PermitRootLogin yes
             StrictModes no
             LogLevel VERBOSE
+            # Else bash would read ~/.bashrc, and whatever that does on this machine.
+            SetEnv SHLVL=2
             Subsystem sftp internal-sftp
-            # bash would read the tester's ~/.bashrc, which may do anything, and be killed in it.
-            SetEnv SHLVL=1
+            SetEnv HOME={folder}
             """
         )
 
@@ -65,16 +68,23 @@ class Sshd:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                start_new_session=True,
             )
         wait_for_port(self.port, self._process)
 
     def stop(self) -> None:
         """Kill it, and every session of it."""
         if self._process is not None:
-            os.killpg(self._process.pid, 9)
+            for pid in [*_descendants(self._process.pid), self._process.pid]:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             self._process.wait()
             self._process = None
+
+    @property
+    def pid(self) -> int:
+        """Of the process that listens, while it runs."""
+        assert self._process is not None
+        return self._process.pid
 
     def new_key(self, name: str) -> Path:
         """Make a key and return its private file."""
@@ -121,6 +131,16 @@ class Sshd:
         """What `remetal serve` has written down."""
         path = self.folder / "serve.log"
         return path.read_text() if path.exists() else ""
+
+
+def _descendants(pid: int) -> list[int]:
+    """Return the processes below one: sessions leave the group of their sshd."""
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except FileNotFoundError:
+        return []
+    found = [int(child) for child in children]
+    return [*found, *(other for child in found for other in _descendants(child))]
 
 
 def make_key(path: Path, passphrase: str = "") -> None:

@@ -214,11 +214,16 @@ def text(data: bytes) -> str:
 
 def frame(kind: Kind, *parts: Buffer) -> list[Buffer]:
     """Return a frame, in parts."""
-    return [_FRAME.pack(kind, sum(len(part) for part in parts)), *parts]
+    return [head(kind, sum(len(part) for part in parts)), *parts]
 
 
-def read_frame(read: Callable[[int], bytes]) -> tuple[Kind, bytes]:
-    """Read one frame.
+def head(kind: Kind, length: int) -> bytes:
+    """Return the head of a frame whose payload is sent by itself."""
+    return _FRAME.pack(kind, length)
+
+
+def read_head(read: Callable[[int], bytes]) -> tuple[Kind, int]:
+    """Read the head of a frame; return its kind and the bytes of the payload that comes next.
 
     Args:
         read: returns exactly as many bytes as it is asked for, or raises.
@@ -230,7 +235,13 @@ def read_frame(read: Callable[[int], bytes]) -> tuple[Kind, bytes]:
     known = _one_of(Kind, kind)
     if length > MOST_PAYLOAD:
         raise MalformedAnswer(f"a frame claims {length} bytes, more than any has")
-    return known, read(length) if length else b""
+    return known, length
+
+
+def read_frame(read: Callable[[int], bytes]) -> tuple[Kind, bytes]:
+    """Read one frame whole; arguments and errors are those of `read_head`."""
+    kind, length = read_head(read)
+    return kind, read(length) if length else b""
 
 
 def _unpack(form: struct.Struct, data: bytes) -> tuple[Any, ...]:

@@ -188,7 +188,7 @@ class S3Backend:
             for version in (*ids.markers, *ids.versions):
                 self._call("delete_object", Key=key, VersionId=version)
         except ClientError as error:
-            if self.locked_until(name) is not None:
+            if self._is_locked(name):
                 raise _locked(name, self._where) from error
             raise self._caller.refusal(f"let {name} go", error) from error
         finally:
@@ -433,6 +433,13 @@ class S3Backend:
         until = told.get("ObjectLockRetainUntilDate")
         # A store leaves it out as well where these keys may not see it; asked for, it says so.
         return until.timestamp() if until is not None else self._retention(key, version)[0]
+
+    def _is_locked(self, name: str) -> bool:
+        """Whether the store says that it keeps an object; it may not tell everybody."""
+        try:
+            return self.locked_until(name) is not None
+        except (OutputError, StoreRefused):
+            return False
 
     def _retention(self, key: str, version: str) -> tuple[float | None, LockMode | None]:
         try:

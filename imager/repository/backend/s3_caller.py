@@ -120,7 +120,7 @@ class Caller:
             return patiently(lambda: self._once(action), patience)
         except _PassingFailure as error:
             failure = error.__cause__
-            if isinstance(failure, ResponseParserError) or (
+            if isinstance(failure, ResponseParserError | ValueError) or (
                 isinstance(failure, ClientError) and _is_foreign(failure)
             ):
                 raise MalformedAnswer(
@@ -142,9 +142,10 @@ class Caller:
         return OutputError(f"{self._place} does not {what}: {said}")
 
     def _once(self, action: Action[T]) -> T:
+        client = self._clients.get()
         try:
             try:
-                result = action(self._clients.get())
+                result = action(client)
             except ClientError as error:
                 if code_of(error) not in _EXPIRED:
                     raise
@@ -159,7 +160,8 @@ class Caller:
                 self._raise_if_general(error)
                 raise
             raise self._failed(error) from error
-        except (BotoCoreError, HTTPClientError, ResponseParserError) as error:
+        except (BotoCoreError, HTTPClientError, ResponseParserError, ValueError) as error:
+            # The AWS library lets a ValueError pass for a header that was cut within its value.
             self._raise_if_hopeless(error)
             raise self._failed(error) from error
         self._has_answered = True
@@ -258,7 +260,7 @@ def _reason(failure: Exception) -> str:
         if "NameResolution" in cause or "resolve" in cause:
             return "its name is unknown"
         return "nobody listens there" if "refused" in cause else "it can't be connected to"
-    if isinstance(failure, (IncompleteReadError, ResponseParserError)):
+    if isinstance(failure, IncompleteReadError | ResponseParserError | ValueError):
         return "its answers end too early or make no sense"
     if isinstance(failure, ssl.SSLError | SSLError):
         return f"TLS fails: {failure}"

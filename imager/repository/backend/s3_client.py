@@ -4,6 +4,7 @@ A client is made for each process when it is first needed, and shared by all thr
 are held by boto3 alone: they are in no location, no message and no representation of these objects.
 """
 
+import logging
 import os
 import stat
 import threading
@@ -29,6 +30,9 @@ CONNECT_SECONDS: Final = 10
 READ_SECONDS: Final = 30
 _CONNECTIONS: Final = 32
 _DEFAULT_REGION: Final = "us-east-1"  # what stores that have no regions take
+
+# It shows a traceback for headers that were cut; `Caller` tells of these in a sentence.
+logging.getLogger("urllib3.connection").setLevel(logging.ERROR)
 
 
 class Clients:
@@ -84,7 +88,7 @@ class Clients:
                 verify=str(self._access.authorities) if self._access.authorities else None,
                 config=self._config(),
             )
-        except BotoCoreError as error:
+        except (BotoCoreError, ValueError) as error:
             raise ConfigError(f"the AWS configuration of this machine: {error}") from error
         self._location.check_endpoint(client.meta.endpoint_url)
         client.meta.events.register("before-parse.s3", _refuse_what_is_cut)

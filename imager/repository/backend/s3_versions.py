@@ -165,6 +165,12 @@ def _goes_on(page: Mapping[str, Any], marker: str) -> bool:
 
 def _first_of(key: str, name: _Name, is_weed: bool) -> Version:
     *newer, oldest = name.versions
+    if is_weed and newer and oldest["VersionId"] == "null":
+        # SeaweedFS lists last what has no id, also what was put after the bucket ceased to keep
+        # versions.
+        before = newer[-1]
+        if _second(oldest["LastModified"]) >= _taken(before["VersionId"]):
+            newer[-1], oldest = oldest, before
     modified = _second(oldest["LastModified"])
     if is_weed:
         modified = min(modified, _taken(oldest["VersionId"]))

@@ -5,6 +5,8 @@ command line says. Whatever the other side sends, an append-only key adds object
 are free, and changes and removes nothing.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import os
 import select
@@ -34,6 +36,8 @@ from imager.repository.backend.serve_budget import Budget
 MOST_BYTES: Final = 1 << 30  # of one object, by default
 IDLE_SECONDS: Final = 900
 _LISTED: Final = 1 << 16  # bytes of a listing in one frame
+_READ_AT_ONCE: Final = 1 << 18
+_PIPE: Final = 1 << 20  # bytes; what Linux lets everybody have
 
 _FAULTS: Final[Mapping[type[RemetalError], Fault]] = {
     ObjectMissing: Fault.MISSING,
@@ -122,6 +126,7 @@ class Server:
         self._store = store
         self._permit = permit
         self._refuse = refuse
+        self._input = _Input(source, idle)
         self._source = source
         self._sink = sink
         self._idle = idle
@@ -134,13 +139,19 @@ class Server:
 
         Raises:
             MalformedAnswer: it does not speak the protocol.
-            StoreUnreachable: it said nothing for too long, or left in the middle of something.
+            StoreUnreachable: it said or took nothing for too long, or left in the middle of something.
         """
+        # Who takes nothing must not hold this process for ever.
+        os.set_blocking(self._sink, False)
+        for end in (self._source, self._sink):
+            # sshd gives pipes of 64 KiB, and each of its packets would wake this process.
+            with contextlib.suppress(OSError):
+                fcntl.fcntl(end, fcntl.F_SETPIPE_SZ, _PIPE)
         greeting = Greeting(frames.VERSION, self._permit.role, self._permit.most)
         self._send(Kind.GREETING, greeting.encode())
         while True:
             try:
-                kind, payload = frames.read_frame(self._read)
+                kind, payload = frames.read_frame(self._input.exactly)
             except EOFError:
                 return
             try:
@@ -207,19 +218,20 @@ class Server:
         digest, left = hashlib.sha256(), put.size
         problem: Exception | None = None
         while True:
-            kind, data = frames.read_frame(self._read)
-            if kind is Kind.END:
+            kind, length = frames.read_head(self._input.exactly)
+            if kind is Kind.END and not length:
                 break
-            if kind is not Kind.DATA or len(data) > left:
+            if kind is not Kind.DATA or length > left:
                 raise MalformedAnswer("an object is longer than was said")
-            left -= len(data)
-            self._permit.budget.spend(len(data))
-            digest.update(data)
-            if problem is None:
-                try:
-                    write([data])
-                except OSError as error:
-                    problem = error
+            left -= length
+            self._permit.budget.spend(length)
+            for data in self._input.pieces(length):
+                digest.update(data)
+                if problem is None:
+                    try:
+                        write([data])
+                    except OSError as error:
+                        problem = error
         if problem is None and (left or digest.digest() != put.digest):
             problem = Refused(Fault.WRONG_HASH, "other bytes came than were announced")
         return problem
@@ -297,33 +309,66 @@ class Server:
         if self._permit.role < least:
             raise Refused(Fault.NOT_ALLOWED, f"this key can't {what}")
 
-    def _read(self, length: int) -> bytes:
-        data = bytearray(length)
-        view = memoryview(data)
-        while view:
-            ready, _, _ = select.select([self._source], [], [], self._idle)
-            if not ready:
-                raise StoreUnreachable(f"nothing came for {self._idle:g} seconds")
-            try:
-                count = os.readv(self._source, [view])
-            except OSError as error:
-                raise StoreUnreachable("the other side is gone") from error
-            if not count:
-                raise EOFError
-            view = view[count:]
-        return bytes(data)
-
     def _send(self, kind: Kind, payload: Buffer = b"") -> None:
         left = [memoryview(part) for part in frames.frame(kind, payload) if len(part)]
-        try:
-            while left:
+        while left:
+            try:
                 written = os.writev(self._sink, left)
-                while left and written >= len(left[0]):
-                    written -= len(left.pop(0))
-                if written:
-                    left[0] = left[0][written:]
+            except BlockingIOError:
+                if not select.select([], [self._sink], [], self._idle)[1]:
+                    raise StoreUnreachable(
+                        f"nothing was taken for {self._idle:g} seconds"
+                    ) from None
+                continue
+            except OSError as error:
+                raise StoreUnreachable("the other side is gone") from error
+            while left and written >= len(left[0]):
+                written -= len(left.pop(0))
+            if written:
+                left[0] = left[0][written:]
+
+
+class _Input:
+    """What the other side sends, read into one buffer."""
+
+    def __init__(self, source: int, idle: float) -> None:
+        self._source = source
+        self._idle = idle
+        self._buffer = memoryview(bytearray(_READ_AT_ONCE))
+        self._start = self._end = 0
+
+    def exactly(self, length: int) -> bytes:
+        """Return the next bytes.
+
+        Raises:
+            EOFError: there are no more.
+            StoreUnreachable: they did not come in time.
+        """
+        return b"".join(bytes(piece) for piece in self.pieces(length))
+
+    def pieces(self, length: int) -> Iterator[memoryview]:
+        """Yield the next bytes piece by piece, each to be used before the next; errors as above."""
+        while length:
+            while self._start == self._end:
+                self._fill()
+            piece = self._buffer[self._start : min(self._end, self._start + length)]
+            self._start += len(piece)
+            length -= len(piece)
+            yield piece
+
+    def _fill(self) -> None:
+        ready, _, _ = select.select([self._source], [], [], self._idle)
+        if not ready:
+            raise StoreUnreachable(f"nothing came for {self._idle:g} seconds")
+        try:
+            count = os.readv(self._source, [self._buffer])
+        except BlockingIOError:
+            return
         except OSError as error:
             raise StoreUnreachable("the other side is gone") from error
+        if not count:
+            raise EOFError
+        self._start, self._end = 0, count
 
 
 _VERBS: Final[Mapping[Kind, Callable[[Server, bytes], None]]] = {

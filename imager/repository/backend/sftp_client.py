@@ -117,6 +117,7 @@ class SftpClient:
     def __init__(self, channel: paramiko.Channel) -> None:
         self._channel = channel
         self._next = 0
+        self._asked: set[int] = set()  # and not answered yet
         self._answers: dict[int, tuple[int, bytes]] = {}
         channel.invoke_subsystem("sftp")
         self._send(_Packet.INIT, struct.pack(">I", _VERSION))
@@ -189,6 +190,8 @@ class SftpClient:
                 offset += count
             number, start, count = waiting.popleft()
             data = self._data(number)
+            if len(data) > count:
+                raise MalformedAnswer("the SFTP server sends more than it was asked for")
             yield data
             if data and len(data) < count:  # a server may give less than it was asked for
                 waiting.appendleft(ask(start + len(data), count - len(data)))
@@ -298,15 +301,18 @@ class SftpClient:
 
     def _request(self, kind: _Packet, body: bytes, data: Buffer = b"") -> int:
         self._next = (self._next + 1) & 0xFFFFFFFF
+        self._asked.add(self._next)
         self._send(kind, struct.pack(">I", self._next) + body, data)
         return self._next
 
     def _answer(self, number: int) -> tuple[int, bytes]:
         while number not in self._answers:
             kind, body = self._receive()
-            if len(body) < 4:
+            answered = int.from_bytes(body[:4])
+            if len(body) < 4 or answered not in self._asked:
                 raise MalformedAnswer("the SFTP server sends an answer to nothing")
-            self._answers[struct.unpack_from(">I", body)[0]] = kind, body[4:]
+            self._asked.remove(answered)
+            self._answers[answered] = kind, body[4:]
         return self._answers.pop(number)
 
     def _send(self, kind: _Packet, body: bytes, data: Buffer = b"") -> None:

@@ -41,6 +41,7 @@ from imager.repository.backend.ssh import Address, Connection
 _STALE_SECONDS: Final = 24 * 3600
 _LEAST_ROOM: Final = 1 << 20  # a server that has less left is taken to be full
 _ROUND: Final = 1 << 20
+_DEEPEST: Final = 32  # folders in folders; names of objects have eight
 
 
 class SftpStore:
@@ -198,6 +199,8 @@ class SftpStore:
                     self._channels.call(lambda client, path=path: client.remove(path))  # type: ignore[misc]
 
     def _walk(self, client: SftpClient, folder: str) -> Iterator[Entry]:
+        if folder.count("/") > _DEEPEST:
+            raise ObjectDamaged(f"the folders at {self._location} have no end")
         try:
             found = sorted(client.list(f"{self._root}/{folder}" if folder else self._root))
         except SftpFailure as failure:

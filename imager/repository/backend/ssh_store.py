@@ -30,8 +30,6 @@ from imager.repository.backend.place import Place
 from imager.repository.backend.protocol import Buffer, Entry
 from imager.repository.backend.ssh import Address, Connection
 
-_SENT_AT_ONCE: Final = 1 << 18
-
 
 class SshStore:
     """See `protocol.Backend` for the guarantees.
@@ -170,8 +168,11 @@ class _Channel:
         """Send the bytes of an object."""
         for part in parts:
             view = memoryview(part).cast("B")
-            for start in range(0, len(view), _SENT_AT_ONCE):
-                self.send(Kind.DATA, view[start : start + _SENT_AT_ONCE])
+            for start in range(0, len(view), frames.MOST_PAYLOAD):
+                data = view[start : start + frames.MOST_PAYLOAD]
+                self._channel.sendall(frames.head(Kind.DATA, len(data)))
+                # paramiko cuts off what it has sent: of a view that copies nothing.
+                self._channel.sendall(data)
         self.send(Kind.END)
 
     def answer(self, *expected: Kind) -> tuple[Kind, bytes]:
@@ -199,11 +200,15 @@ class _Channel:
     def fetch(self, kind: Kind, payload: bytes) -> bytes:
         """Return an object, or a range of it."""
         _, answer = self.ask(kind, payload, Kind.SIZE)
-        size = frames.split_size(answer)
-        data = b"".join(self.data())
-        if len(data) != size:
-            raise MalformedAnswer(f"{self._address.host} sent {len(data)} bytes instead of {size}")
-        return data
+        size, parts, came = frames.split_size(answer), [], 0
+        for part in self.data():
+            came += len(part)
+            if came > size:
+                break
+            parts.append(part)
+        if came != size:
+            raise MalformedAnswer(f"{self._address.host} sent other than the {size} bytes it said")
+        return b"".join(parts)
 
     def _read(self, length: int) -> bytes:
         parts = []
@@ -225,7 +230,7 @@ class _Channel:
         code = self._channel.recv_exit_status() if self._channel.exit_status_ready() else None
         self._channel.close()
         words = " ".join(said.decode("utf-8", "replace").split())
-        if code is None and not words:
+        if not words and (code is None or code < 0):  # it was killed, or the link broke
             return StoreUnreachable(f"{self._address.host} closed the connection at once")
         return StoreRefused(
             f"{self._address.host} runs no `remetal serve` for this key"
