@@ -145,7 +145,7 @@ def _descendants(pid: int) -> list[int]:
 
 def make_key(path: Path, passphrase: str = "") -> None:
     """Make a key pair, by default without a passphrase."""
-    argv = ["ssh-keygen", "-q", "-t", "ed25519", "-N", passphrase, "-C", "test", "-f", path]
+    argv = ["ssh-keygen", "-q", "-t", "ed25519", "-N", passphrase, "-C", "test", "-f", str(path)]
     subprocess.run(argv, check=True)
 
 
