@@ -223,6 +223,12 @@ def _notes(report: Report) -> Iterator[str]:
             f"{len(report.rotten_removals)} statements of removals have rotted, such as "
             f"{report.rotten_removals[0]}. No image needs them; `remetal repair` lets them go."
         )
+    if report.tampered:
+        yield (
+            f"{len(report.tampered)} objects were overwritten or marked as deleted after they were "
+            f"put, such as {report.tampered[0]}. What was put first is what is read, so that is no "
+            "damage; but somebody tried: the store's log says who."
+        )
     if report.strange:
         yield (
             f"{len(report.strange)} files are no objects of a repository, such as {report.strange[0]}."
@@ -241,6 +247,7 @@ def _document(report: Report) -> dict[str, object]:
         "orphan_bytes": report.orphan_bytes,
         "unopened_packs": report.unopened_packs,
         "strange": report.strange,
+        "tampered": report.tampered,
         "ignored": [
             {"object": finding.name, "message": finding.message} for finding in report.ignored
         ],

@@ -113,7 +113,7 @@ def prune(
         with out.progress("repack", moving) as advance:
             result = execute(plan, repository, keys, signatory, advance)
         _tell_result(out, result)
-        if extension is not None:
+        if extension is not None and extension.objects:
             extend_locks.execute(repository.backend, extension)
     out.document(_document(verdict, plan, extension, result))
 
@@ -167,7 +167,7 @@ def _tell_plan(out: Output, plan: Plan) -> None:
 
 
 def _tell_extension(out: Output, extension: Extension | None) -> None:
-    if extension is not None:
+    if extension is not None and extension.objects:
         out.say(
             f"The locks of {len(extension.objects)} objects that are kept are extended until "
             f"{_moment(extension.until)}."

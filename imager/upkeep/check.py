@@ -9,12 +9,14 @@
 With the group's keys, ciphertext and full look at the structure too and name images and machines.
 """
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Final
 
 from imager.errors import OBJECT_FAULTS, ObjectMissing
 from imager.repository import image as image_format
 from imager.repository import statement as statements
+from imager.repository.backend.protocol import Entry
 from imager.repository.configuration import CONFIG_NAME
 from imager.repository.keyring import GroupKeys
 from imager.repository.names import is_object
@@ -62,8 +64,12 @@ def check(
         if keys is None:
             raise ValueError("the structure is checked with the group's keys")
         structure = examine(repository, keys, {})
-        return _with_structure(Report(depth, None, 0, 0, 0, ()), structure)
+        # Directories keep no versions, and a listing of a large one takes a while.
+        listed = () if repository.backend.folders else repository.backend.list("")
+        report = Report(depth, None, 0, 0, 0, (), tampered=_tampered(listed))
+        return _with_structure(report, structure)
     entries = sorted(repository.backend.list(""), key=lambda entry: entry.name)
+    tampered = _tampered(entries)
     strange = tuple(
         entry.name
         for entry in entries
@@ -105,6 +111,7 @@ def check(
         strange=strange,
         progress=progress,
         rotten_removals=tuple(sorted(rotten)),
+        tampered=tampered,
     )
     if keys is None:
         return replace(report, findings=_without_keys(repository, walked))
@@ -112,6 +119,10 @@ def check(
     if unlocked is not None:
         _open_manifests(repository, unlocked, structure)
     return _with_structure(report, structure)
+
+
+def _tampered(entries: Iterable[Entry]) -> tuple[str, ...]:
+    return tuple(entry.name for entry in entries if entry.newer)
 
 
 def _with_structure(report: Report, structure: Structure) -> Report:

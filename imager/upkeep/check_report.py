@@ -129,6 +129,8 @@ class Report:
             captures after its removal); their bytes were compared, nothing was opened.
         strange: names of objects that the format does not know; they were not read.
         progress: of the round; None without a budget.
+        tampered: names of objects that somebody tried to overwrite or to hide, in a store that keeps
+            versions; no damage, for the first version is what is read.
         rotten_removals: statements of removals that have rotted; no damage, for no image needs
             them, and repair lets them go.
     """
@@ -146,3 +148,4 @@ class Report:
     progress: Progress | None = None
     ignored: tuple[Finding, ...] = ()
     rotten_removals: tuple[str, ...] = ()
+    tampered: tuple[str, ...] = ()

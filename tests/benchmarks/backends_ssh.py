@@ -35,24 +35,26 @@ def rows(folder: Path, files: Sequence[Path], pairs: int) -> Iterator[Row]:
         for scheme, key in (("ssh", served), ("sftp", plain)):
             place, stores = sshd.place(scheme, key, folder / scheme), (folder / scheme, beside)
             row = partial(Row, f"{scheme}://", "sftp -b", size=size, least=_LEAST[scheme])
-            our_put, our_get = partial(_put, place, files), partial(_get, place, files, back)
-            runs = in_turns(pairs, our_put, their_put, partial(_empty, *stores), servers)
+            our_put, our_get = partial(put, place, files), partial(get, place, files, back)
+            runs = in_turns(pairs, our_put, their_put, partial(empty, *stores), servers)
             yield row("put", ours=runs[0], theirs=runs[1])
-            _empty(*stores)
+            empty(*stores)
             our_put()
             their_put()
-            runs = in_turns(pairs, our_get, their_get, partial(_empty, back), servers)
+            runs = in_turns(pairs, our_get, their_get, partial(empty, back), servers)
             yield row("get", ours=runs[0], theirs=runs[1])
-            _empty(*stores, back)
+            empty(*stores, back)
 
 
-def _put(place: Place, files: Iterable[Path]) -> None:
+def put(place: Place, files: Iterable[Path]) -> None:
+    """Move all files to a place."""
     backend = open_backend(place)
     for path in files:
         assert backend.put_new(_name(path), [path.read_bytes()])
 
 
-def _get(place: Place, files: Iterable[Path], back: Path) -> None:
+def get(place: Place, files: Iterable[Path], back: Path) -> None:
+    """Move them back, into a folder."""
     backend = open_backend(place)
     for path in files:
         (back / path.name).write_bytes(backend.get(_name(path)))
@@ -78,7 +80,7 @@ def _sftp(sshd: Sshd, key: Path, batch: Iterable[str]) -> None:
     )
 
 
-def _empty(*folders: Path) -> None:
+def empty(*folders: Path) -> None:
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
