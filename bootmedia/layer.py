@@ -67,9 +67,9 @@ def _is_package(path: str) -> bool:
 
 
 def _imports(name: str, source: bytes, *, is_package: bool) -> Iterator[str]:
-    """Yield the absolute names of all modules that a module imports, wherever in it."""
+    """Yield the absolute names of all modules that a module imports when it runs."""
     own = name if is_package else name.rpartition(".")[0]
-    for node in ast.walk(ast.parse(source)):
+    for node in _nodes(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -78,6 +78,18 @@ def _imports(name: str, source: bytes, *, is_package: bool) -> Iterator[str]:
                 origin = importlib.util.resolve_name("." * node.level + origin, own)
             yield origin
             yield from (f"{origin}.{alias.name}" for alias in node.names)
+
+
+def _nodes(tree: ast.AST) -> Iterator[ast.AST]:
+    """Yield all nodes of a tree except those that only type checkers see."""
+    waiting = [tree]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            waiting += node.orelse
+        else:
+            waiting += ast.iter_child_nodes(node)
 
 
 def imported_modules(files: dict[str, bytes]) -> frozenset[str]:

@@ -28,6 +28,12 @@ def check_repositories(config: MediumConfig) -> None:
         ConfigError: there is such a one.
     """
     known = _known_hosts(config)
+    for location in config.repositories:
+        if location.startswith("mirror:"):
+            raise ConfigError(
+                f"`repositories`: {location} is a file on this machine",
+                hint="List the locations of its sites instead; at the rescued machine any one will do.",
+            )
     for location in filter(is_remote, config.repositories):
         try:
             endpoint = endpoint_of(location)

@@ -8,7 +8,7 @@ import click
 from bootmedia import stores
 from bootmedia.config import MediumConfig, default_cache, read_config
 from bootmedia.medium import build_medium
-from imager.commands.secrets import ask, new_passphrase, read_passphrase
+from imager.commands.secrets import ask, new_passphrase, read_passphrase, refuse_weak
 from imager.console import Output, verb
 from imager.units import format_duration, format_size
 
@@ -113,7 +113,9 @@ def _sealed_keys(out: Output, config: MediumConfig, passphrase_file: Path | None
     keys = stores.store_keys(config, of_key)
     if keys is None:
         return None
-    if not asked:
+    if asked:
+        refuse_weak(asked[-1])
+    else:
         out.remark(
             "The keys of the stores lie on the medium under a passphrase. If it is that of the "
             "recovery key, it is asked for once there."

@@ -409,13 +409,22 @@ def new_passphrase(
                 out.remark("The two differ; try again.")
                 secret = None
                 continue
-        if len(secret) < _LEAST_CHARACTERS:
-            raise SecretError(
-                f"a passphrase of {len(secret)} characters protects nothing",
-                hint=f"Use at least {_LEAST_CHARACTERS}; four random words are good.",
-            )
+        refuse_weak(secret)
         return secret
     raise SecretError("the two passphrases differed three times", hint="Nothing was made.")
+
+
+def refuse_weak(secret: str) -> None:
+    """Refuse a passphrase that is guessed at once.
+
+    Raises:
+        SecretError: it is too short.
+    """
+    if len(secret) < _LEAST_CHARACTERS:
+        raise SecretError(
+            f"a passphrase of {len(secret)} characters protects nothing",
+            hint=f"Use at least {_LEAST_CHARACTERS}; four random words are good.",
+        )
 
 
 def is_credential(path: Path) -> bool:

@@ -127,8 +127,8 @@ def _saved(store: Store, folder: Path) -> tuple[fixture.Fixture, run.Subject]:
         "capture",
         *fixture.words(store.machine),
         *words,
-        "--credential",
-        made.credential,
+        *("--credential", made.credential),
+        *("--name", built.name),
     )
     for copy in copies:
         fixture.destroy(copy)

@@ -61,6 +61,19 @@ def test_a_command_that_needs_what_is_left_out_goes_too() -> None:
     assert set(layer.usable_commands(files, points)) == {"good", "round"}
 
 
+def test_what_only_type_checkers_import_is_not_brought() -> None:
+    source = b"""
+from typing import TYPE_CHECKING
+if TYPE_CHECKING:
+    from stubs import Client
+else:
+    import other
+def f():
+    import deep
+"""
+    assert layer.imported_modules({"imager/x.py": source}) == {"typing", "other", "deep"}
+
+
 def test_every_import_on_the_medium_is_brought() -> None:
     modules = layer.imported_modules(layer.sources())
     others = modules - sys.stdlib_module_names - {"imager", "restore", "bootmedia"}

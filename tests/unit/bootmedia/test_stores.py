@@ -56,6 +56,7 @@ def test_places_that_mean_the_same_everywhere(location: str, host_key: str) -> N
     ("location", "said"),
     [
         ("gopher://host/repo", "can't be reached by this version"),
+        ("mirror:/etc/remetal/sites.toml", "is a file on this machine"),
         ("ssh://10.0.0.5/srv/images", "does not say who logs in"),
         ("ssh://backup:secret@10.0.0.5/srv/images", "holds no password"),
         ("ssh://backup@10.0.0.5", "names no host and folder"),
