@@ -5,8 +5,10 @@ way, a name, an answer; then the keys, and the clock. Nothing is trusted that no
 host keys and times are shown, and a person says yes or no.
 """
 
+import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -32,7 +34,7 @@ _KEEP: Final = "keep"
 _NONE: Final = "none"
 _YES: Final = "yes"
 _ATTEMPTS: Final = 3
-_TEST_PATIENCE: Final = 10.0
+_CONNECT_SECONDS: Final = 10.0
 
 
 class ChooseAnother(Exception):
@@ -83,7 +85,7 @@ class Stores:
             if not network.is_up():
                 say("Bringing the network up ...")
                 network.bring_up(self._settings)
-            checks = network.diagnose(endpoint, patience=_TEST_PATIENCE)
+            checks = network.diagnose(endpoint, patience=_CONNECT_SECONDS)
             if checks[-1].is_right:
                 say(f"Network: {checks[-1].text}.")
                 return
@@ -131,42 +133,47 @@ class Stores:
                 self._explain(error)
 
     def _have_keys(self, location: str, found: Found) -> None:
-        """Open the keys on the medium; without any, look on the attached disks."""
-        if self._access.is_locked:
-            self._unlock("Passphrase of the keys to the stores", self._access.unlock)
-        is_ssh = location.startswith(("ssh://", "sftp://"))
-        if is_ssh and not self._access.has_ssh_key:
-            path = self._choose_file("private keys for SSH", found.ssh_keys)
-            self._access.use_ssh_key(path, lambda: ask(f"Passphrase of {path}"))
-        elif not is_ssh and not self._access.has_credentials:
-            path = self._choose_file("keys of S3 stores", found.credentials)
-            self._access.use_credentials(path)
+        """Open keys for a store: those on the medium, or some on an attached disk."""
+        if location.startswith(("ssh://", "sftp://")):
+            while not self._access.has_ssh_key:
+                path = self._choose_keys("private keys for SSH", found.ssh_keys)
+                if path is not None:
+                    self._access.use_ssh_key(path, partial(ask, f"Passphrase of {path}"))
+        else:
+            while not self._access.has_credentials:
+                path = self._choose_keys("keys of S3 stores", found.credentials)
+                if path is not None:
+                    self._access.use_credentials(path)
 
-    def _choose_file(self, what: str, paths: Sequence[Path]) -> Path:
-        self._terminal.say()
-        chosen = self._terminal.choose(
-            f"Files with {what}:" if paths else f"No {what} on the medium or on attached disks.",
-            [str(path) for path in paths],
-            {_PATH: "give the path of another one", _OTHER: "choose another repository"},
-        )
+    def _choose_keys(self, what: str, files: Sequence[Path]) -> Path | None:
+        """Return a file with keys; None when those on the medium were opened instead."""
+        own = ["those on the medium, under their passphrase"] if self._access.is_locked else []
+        options = [*own, *map(str, files)]
+        chosen: int | str = 0
+        if options != own or not own:
+            self._terminal.say()
+            chosen = self._terminal.choose(
+                f"Which {what}?" if options else f"No {what} on the medium or on attached disks.",
+                options,
+                {_PATH: "give the path of a file", _OTHER: "choose another repository"},
+            )
         if chosen == _OTHER:
             raise ChooseAnother
-        return (
-            Path(self._terminal.ask("Path of the file"))
-            if isinstance(chosen, str)
-            else paths[chosen]
-        )
+        if isinstance(chosen, str):
+            return Path(self._terminal.ask("Path of the file"))
+        if own and chosen == 0:
+            self._unlock()
+            return None
+        return files[chosen - len(own)]
 
-    def _unlock(self, question: str, unlock: Callable[[str], None]) -> None:
+    def _unlock(self) -> None:
         for secret in self.passphrases:
-            try:
-                return unlock(secret)
-            except WrongPassphrase:
-                continue
+            with contextlib.suppress(WrongPassphrase):
+                return self._access.unlock(secret)
         for attempt in range(1, _ATTEMPTS + 1):
-            secret = ask(question)
+            secret = ask("Passphrase of the keys to the stores")
             try:
-                unlock(secret)
+                self._access.unlock(secret)
             except WrongPassphrase as error:
                 if attempt == _ATTEMPTS:
                     raise

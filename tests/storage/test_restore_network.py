@@ -187,6 +187,26 @@ def test_a_key_on_a_stick_serves_where_the_medium_has_none(
         _stores(bare).open(location, Found())
 
 
+def test_a_key_on_a_stick_serves_where_nobody_knows_the_passphrase(
+    medium: Medium, location: str, sshd: Sshd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = Found(ssh_keys=(sshd.folder / "rescue",))
+    Person(monkeypatch, "2")
+    assert _stores(medium).open(location, found).backend.location == location
+    Person(monkeypatch, "1", PASSPHRASE)
+    assert _stores(medium).open(location, found).backend.location == location
+
+
+def test_a_medium_with_keys_of_other_stores_only(
+    medium: Medium, location: str, sshd: Sshd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert medium.store_keys is not None
+    medium.store_keys.write_bytes(StoreKeys(None, b"[default]").seal(PASSPHRASE))
+    person = Person(monkeypatch, PASSPHRASE, "path", str(sshd.folder / "rescue"))
+    assert _stores(medium).open(location, Found()).backend.location == location
+    assert len(person.passphrases) == 1
+
+
 def test_a_key_that_the_server_does_not_know_is_said(
     sshd: Sshd, location: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
