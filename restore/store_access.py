@@ -29,7 +29,7 @@ class StoreAccess:
 
     def __init__(self, medium: Medium, folder: Path = _FOLDER) -> None:
         self._folder = folder
-        self._sealed = medium.store_keys
+        self._on_medium = self._sealed = medium.store_keys
         self._known_hosts = medium.known_hosts or folder / "known_hosts"
         self._authorities = medium.authorities
         self._ssh_key: Path | None = None
@@ -103,6 +103,11 @@ class StoreAccess:
     def use_authorities(self, path: Path) -> None:
         """Trust the certificates in a file, and no others."""
         self._authorities = path
+
+    def forget(self) -> None:
+        """Forget which keys were to be shown: a store does not take them."""
+        self._ssh_key = self._credentials = None
+        self._sealed = self._on_medium
 
     def access(self, confirm: Callable[[HostKey], bool] | None = None) -> Access:
         """Return what stores are reached with.

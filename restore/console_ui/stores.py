@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from imager.commands.secrets import ask
-from imager.errors import ConfigError, RemetalError, WrongPassphrase
+from imager.errors import ConfigError, RemetalError, StoreRefused, WrongPassphrase
 from imager.network_settings import NetworkSettings
 from imager.repository.backend.endpoint import Endpoint, endpoint_of
 from imager.repository.backend.place import HostKey, Place
@@ -76,7 +76,11 @@ class Stores:
             self._compare_clocks(endpoint)
         self._terminal.say(f"Opening {location} ...")
         access = self._access.access(self._confirm)
-        return Repository.open(Place(location, access))
+        try:
+            return Repository.open(Place(location, access))
+        except StoreRefused:
+            self._access.forget()  # so that other keys may be chosen
+            raise
 
     def _reach(self, endpoint: Endpoint) -> None:
         """Return when the store answers."""

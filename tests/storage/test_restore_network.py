@@ -212,9 +212,12 @@ def test_a_key_that_the_server_does_not_know_is_said(
 ) -> None:
     make_key(tmp_path / "stranger")
     bare = Medium("Rescue", "1", known_hosts=sshd.known_hosts)
+    leading = _stores(bare)
     Person(monkeypatch, "path", str(tmp_path / "stranger"))
     with pytest.raises(StoreRefused, match="does not let root in"):
-        _stores(bare).open(location, Found())
+        leading.open(location, Found())
+    Person(monkeypatch, "path", str(sshd.folder / "rescue"))
+    assert leading.open(location, Found()).backend.location == location
 
 
 def test_what_is_missing_is_shown_until_it_is_there(
