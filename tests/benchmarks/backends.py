@@ -21,16 +21,20 @@ from rich.console import Console
 from rich.table import Table
 
 from imager.units import MIB
-from tests.benchmarks import backends_mirror, backends_ssh
+from tests.benchmarks import backends_mirror, backends_s3, backends_ssh
 from tests.benchmarks.pairs import Row
 
 # Given a folder of its own, the files to move, each named by its SHA-256, and the number of pairs.
 Side = Callable[[Path, Sequence[Path], int], Iterable[Row]]
 
-SIDES: Final[Mapping[str, Side]] = {"ssh": backends_ssh.rows, "mirror": backends_mirror.rows}
-FILES: Final = 32
+SIDES: Final[Mapping[str, Side]] = {
+    "ssh": backends_ssh.rows,
+    "mirror": backends_mirror.rows,
+    "s3": backends_s3.rows,
+}
+FILES: Final = 16
 FILE_SIZE: Final = 16 * MIB  # of a pack
-PAIRS: Final = 5
+PAIRS: Final = 9
 _MEMORY: Final = Path("/dev/shm")  # noqa: S108  it is asked for
 
 

@@ -48,7 +48,7 @@ What the gateway writes down: {engine.log_path}""")  # fmt: skip
         click.echo("stopping")
     finally:
         if engine is not None:
-            engine.stop()
+            engine.close()
         shutil.rmtree(folder)
 
 

@@ -38,7 +38,7 @@ class Ceph(Engine):
         self._make_keys(osds)
         self._start_monitor()
         self.osds = [self._start_osd(number) for number in range(osds)]
-        wait_for("all OSDs are up", lambda: self._ups() == osds, self.osds[-1])
+        wait_for("all OSDs are up", lambda: self.ups() == osds, self.osds[-1])
         self._gateway = self.start("radosgw", "radosgw", "-f", "-n", "client.gateway", *self._c())
         wait_for("radosgw answers", self._answers, self._gateway)
         for each in (self.owner, self.capture):
@@ -90,7 +90,8 @@ class Ceph(Engine):
     def _answers(self) -> bool:
         return listens(self.port)
 
-    def _ups(self) -> int:
+    def ups(self) -> int:
+        """Return how many OSDs the monitor takes for up."""
         with contextlib.suppress(ChildProcessError):
             return int(json.loads(self.run("ceph", "osd", "stat", "-f", "json"))["num_up_osds"])
         return 0

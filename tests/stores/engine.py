@@ -132,6 +132,12 @@ class Daemon:
         """Whether it runs no more."""
         return self._process is None or self._process.poll() is not None
 
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        assert self._process is not None
+        return self._process.pid
+
     def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
         """Send it a signal and wait for its end."""
         if self._process is not None:
@@ -231,7 +237,12 @@ class Engine(ABC):
         self._daemons.append(daemon)
         return daemon
 
-    def stop(self) -> None:
+    @property
+    def pids(self) -> list[int]:
+        """The processes of all that runs."""
+        return [daemon.pid for daemon in self._daemons]
+
+    def close(self) -> None:
         """End everything."""
         while self._daemons:
             self._daemons.pop().kill()
@@ -263,7 +274,7 @@ def shared(kind: type[Engine], folder: Path) -> Engine:
     """Return the engine of a kind that all tests of this process share; it ends with the process."""
     if kind not in _shared:
         _shared[kind] = kind(folder)
-        atexit.register(_shared[kind].stop)
+        atexit.register(_shared[kind].close)
     return _shared[kind]
 
 

@@ -76,9 +76,9 @@ class SeaweedFS(Engine):
         """What it tells its collector of audit logs, one JSON document a line."""
         return self._audit.path
 
-    def stop(self) -> None:
+    def close(self) -> None:
         """End everything."""
-        super().stop()
+        super().close()
         self._audit.stop()
 
     def _answers(self) -> bool:
