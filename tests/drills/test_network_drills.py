@@ -68,13 +68,10 @@ def sftp(folder: Path) -> Iterator[Store]:
 @contextlib.contextmanager
 def s3(folder: Path) -> Iterator[Store]:
     """A bucket with object lock, and the keys that a captured machine holds."""
-    engine = SeaweedFS(folder)
-    try:
+    with contextlib.closing(SeaweedFS(folder)) as engine:
         bucket = engine.new_bucket(locked=True)
         machine = engine.place(bucket, engine.capture)
         yield Store(engine.place(bucket, engine.owner), machine, machine)
-    finally:
-        engine.stop()
 
 
 @pytest.mark.parametrize("store", [ssh, sftp, s3], ids=lambda store: store.__name__)
