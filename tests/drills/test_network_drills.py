@@ -15,11 +15,11 @@ from bootmedia.config import MediumConfig
 from bootmedia.medium import medium_kernel
 from restore.drill import accelerator, evidence, fixture, run, scenario
 from restore.drill.bring_back import Settings
-from restore.drill.qemu import Accelerator, Firmware, Vm
+from restore.drill.qemu import Accelerator, Bus, Drive, Firmware, UserNetwork, Vm, VmSpec
 from restore.drill.reach import Reach, reach
 from restore.drill.report import Outcome
 from restore.drill.run import Store
-from restore.drill.scenario import Medium, Places, Scenario
+from restore.drill.scenario import RESCUE_MEMORY_MIB, Medium, Places, Scenario
 from tests.stores.seaweedfs import SeaweedFS
 from tests.stores.ssh import Sshd, running
 
@@ -68,13 +68,10 @@ def sftp(folder: Path) -> Iterator[Store]:
 @contextlib.contextmanager
 def s3(folder: Path) -> Iterator[Store]:
     """A bucket with object lock, and the keys that a captured machine holds."""
-    engine = SeaweedFS(folder)
-    try:
+    with contextlib.closing(SeaweedFS(folder)) as engine:
         bucket = engine.new_bucket(locked=True)
         machine = engine.place(bucket, engine.capture)
         yield Store(engine.place(bucket, engine.owner), machine, machine)
-    finally:
-        engine.stop()
 
 
 @pytest.mark.parametrize("store", [ssh, sftp, s3], ids=lambda store: store.__name__)
@@ -207,3 +204,50 @@ def test_a_person_restores_through_a_cut_of_the_network_and_a_killed_server(
         after = evidence.wait_for_facts(vm, _START)
     assert evidence.compare_all(built.expected(), after) == ()
     shutil.rmtree(tmp_path)  # disks
+
+
+def test_a_wrong_clock_is_shown_and_set_when_a_person_says_so(
+    chosen: Accelerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REMETAL_CACHE", str(CACHE))
+    (tmp_path / "store").mkdir()
+    (tmp_path / "passphrase").write_text(_PHRASE + "\n")
+    phrase = ("--passphrase-file", tmp_path / "passphrase")
+    with s3(tmp_path / "store") as store:
+        keys = ("--keys-dir", tmp_path / "keys", *phrase)
+        made = fixture.remetal(fixture.Made, "init", *fixture.words(store.owner), *keys)
+        way = reach(store.rescue)
+        (tmp_path / "s3.keys").touch(mode=0o600)
+        (tmp_path / "s3.keys").write_bytes(way.credentials or b"")
+        (tmp_path / "rescue.toml").write_text(
+            f"""
+            repositories = ["{way.location}"]
+            recovery-key = "{made.recovery_key}"
+            store-credentials = "s3.keys"
+            menu-seconds = 0
+            kernel-parameters = ["remetal.shell"]
+            """
+        )
+        iso = tmp_path / "rescue.iso"
+        words = ("-o", iso, "--config", tmp_path / "rescue.toml", *phrase)
+        fixture.remetal(dict[str, Any], "media", "build", *words)
+        assert way.outlet is not None
+        spec = VmSpec(
+            "clock",
+            RESCUE_MEMORY_MIB,
+            (Drive(iso, bus=Bus.CDROM, read_only=True, bootindex=0),),
+            serials=(tmp_path / "ttyS0.log",),
+            network=UserNetwork(outlets=(way.outlet,)),
+        )
+        with Vm(spec, chosen) as vm:
+            person = Person(vm)
+            person.answer(r"root@remetal-rescue:.*# ", "date -s 2001-01-01; remetal rescue", _START)
+            person.answer(r"1  s3://", "1")
+            person.answer(r"Passphrase of the keys to the stores", _PHRASE)
+            person.read(r"This machine's clock says 2001-01-01")
+            person.answer(r"Type set, keep, other", "keep")
+            person.read(r"It did not work: .*(clock|time)")
+            person.answer(r"1  s3://", "1")
+            person.answer(r"Type set, keep, other", "set")
+            person.answer(r"1  /etc/remetal/recovery.key", "1")
+            person.read(r"this repository holds no image")
