@@ -42,7 +42,7 @@ bench-scale: setup
 
 # The backends beside the clients that belong to the same stores, in turns on loopback; SIDES=ssh for some only.
 SIDES ?=
-PAIRS ?= 5
+PAIRS ?= 9
 bench-backends: setup
 	$(BIN)/python -m tests.benchmarks.backends --pairs $(PAIRS) $(SIDES)
 

@@ -7,11 +7,21 @@
     kernel-parameters = ["nomodeset"]
     recovery-key = "recovery.key"      # beside this file; stays under its passphrase
     repositories = ["ssh://backup@10.0.0.5/srv/images"]
+    host-keys = ["10.0.0.5 ssh-ed25519 AAAA..."]    # or the name of a file, such as "known_hosts"
+    ssh-key = "rescue_ed25519"         # these two are sealed under a passphrase, which is asked for
+    store-credentials = "store.credentials"
+    authorities = "ca.pem"             # certificates that vouch for TLS stores of your own
     debian-sources = ["deb http://mirror.example/debian bookworm main"]
 
+    [network]                          # left out: DHCP on every card that has a link
+    interface = "eno1"                 # or the hardware address
+    address = "10.0.0.9/24"            # one, or several in a list; IPv6 too
+    gateway = "10.0.0.1"
+    dns = "10.0.0.1"
+
 On the medium, `/etc/remetal/medium.json` tells the restorer what it needs of this: `title`,
-`version`, `built`, `medium` (the id of this very medium), `repositories` and `recovery_key` (a path
-on the medium, or null).
+`version`, `built`, `medium` (the id of this very medium), `repositories`, `network`, and for
+`recovery_key`, `known_hosts`, `store_keys` and `authorities` a path on the medium, or null.
 """
 
 import difflib
@@ -20,11 +30,12 @@ import re
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
 from imager.errors import ConfigError, RemetalError
+from imager.network_settings import NetworkSettings
 from imager.repository.keyring import LockedRecoveryKey
 
 _SERIAL: Final = re.compile(r"none|ttyS(?P<unit>\d{1,2})(,(?P<speed>\d{4,6})\w{0,3})?")
@@ -49,6 +60,12 @@ class MediumConfig(
         kernel_parameters: further parameters of the kernel.
         recovery_key: a recovery key, under its passphrase, to be put on the medium.
         repositories: where images are; offered to the person at the rescued machine.
+        host_keys: whom to trust over SSH: a file as known_hosts, or lines of it. A host that is
+            not in it is shown to the person there, who may confirm it.
+        ssh_key: a private key of OpenSSH, for ssh:// and sftp://; best one that only reads.
+        store_credentials: keys of an S3 store, as the AWS tools keep them.
+        authorities: certificates to trust for TLS stores, in PEM; by default the usual ones.
+        network: how the rescued machine gets its address; used when a repository needs it.
         debian_sources: lines of apt's sources.list to build from; empty for Debian's own mirrors.
 
     Raises:
@@ -62,6 +79,11 @@ class MediumConfig(
     kernel_parameters: tuple[str, ...] = ()
     recovery_key: Path | None = None
     repositories: tuple[str, ...] = ()
+    host_keys: str | tuple[str, ...] = ()
+    ssh_key: Path | None = None
+    store_credentials: Path | None = None
+    authorities: Path | None = None
+    network: NetworkSettings = NetworkSettings()
     debian_sources: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -76,6 +98,16 @@ class MediumConfig(
         _each(
             "debian-sources", self.debian_sources, _SOURCE, "deb http://HOST/debian bookworm main"
         )
+
+    @property
+    def has_store_keys(self) -> bool:
+        """Whether something is to be put on the medium that opens stores."""
+        return self.ssh_key is not None or self.store_credentials is not None
+
+    @property
+    def is_private(self) -> bool:
+        """Whether something is to be put on the medium that is not for everybody, if sealed."""
+        return self.recovery_key is not None or self.has_store_keys
 
     @property
     def serial_port(self) -> tuple[int, int] | None:
@@ -113,10 +145,15 @@ def read_config(path: Path) -> MediumConfig:
         raise ConfigError(f"{path}: {error}", hint=_hint(document)) from error
     except ConfigError as error:
         raise ConfigError(f"{path}: {error.message}", hint=error.hint) from error
-    if config.recovery_key is not None:
-        key = path.parent / config.recovery_key
-        config = msgspec.structs.replace(config, recovery_key=key)
-    return config
+    folder = path.parent
+    beside: dict[str, Any] = {
+        name: folder / value
+        for name in ("recovery_key", "ssh_key", "store_credentials", "authorities")
+        if (value := getattr(config, name)) is not None
+    }
+    if isinstance(config.host_keys, str):
+        beside["host_keys"] = str(folder / config.host_keys)
+    return msgspec.structs.replace(config, **beside)
 
 
 def _decode(wanted: type, value: object) -> Path:
@@ -127,11 +164,17 @@ def _decode(wanted: type, value: object) -> Path:
 
 
 def _hint(document: dict[str, object]) -> str:
-    known = [field.encode_name for field in msgspec.structs.fields(MediumConfig)]
-    for name in document:
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            return f"Did you mean `{close[0]}`?" if close else f"Known are: {', '.join(known)}."
+    """Return the known name of a field that is most like the one that is not known."""
+    network = document.get("network")
+    for given, form in (
+        (document, MediumConfig),
+        (network if isinstance(network, dict) else {}, NetworkSettings),
+    ):
+        known = [field.encode_name for field in msgspec.structs.fields(form)]
+        for name in given:
+            if name not in known:
+                close = difflib.get_close_matches(name, known, n=1)
+                return f"Did you mean `{close[0]}`?" if close else f"Known are: {', '.join(known)}."
     return ""
 
 

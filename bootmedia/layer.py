@@ -19,7 +19,9 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from bootmedia import console
+import msgspec
+
+from bootmedia import console, stores
 from bootmedia.config import MediumConfig, recovery_key_content
 from bootmedia.cpio import CpioWriter
 from bootmedia.initramfs import build_time
@@ -65,9 +67,9 @@ def _is_package(path: str) -> bool:
 
 
 def _imports(name: str, source: bytes, *, is_package: bool) -> Iterator[str]:
-    """Yield the absolute names of all modules that a module imports, wherever in it."""
+    """Yield the absolute names of all modules that a module imports when it runs."""
     own = name if is_package else name.rpartition(".")[0]
-    for node in ast.walk(ast.parse(source)):
+    for node in _nodes(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -76,6 +78,18 @@ def _imports(name: str, source: bytes, *, is_package: bool) -> Iterator[str]:
                 origin = importlib.util.resolve_name("." * node.level + origin, own)
             yield origin
             yield from (f"{origin}.{alias.name}" for alias in node.names)
+
+
+def _nodes(tree: ast.AST) -> Iterator[ast.AST]:
+    """Yield all nodes of a tree except those that only type checkers see."""
+    waiting = [tree]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            waiting += node.orelse
+        else:
+            waiting += ast.iter_child_nodes(node)
 
 
 def imported_modules(files: dict[str, bytes]) -> frozenset[str]:
@@ -168,13 +182,20 @@ def _compiled(files: dict[str, bytes]) -> Iterator[tuple[str, bytes]]:
             yield str(place.parent / "__pycache__" / cached), compiled.read_bytes()
 
 
-def build(base: Base, config: MediumConfig) -> tuple[bytes, uuid.UUID]:
+def build(
+    base: Base, config: MediumConfig, store_keys: bytes | None = None
+) -> tuple[bytes, uuid.UUID]:
     """Return the layer as an archive, not yet compressed, and the id of the medium it makes.
 
-    Equal base, code, configuration and time give the same bytes and id.
+    Equal base, code, configuration, keys and time give the same bytes and id.
+
+    Args:
+        base: what it lies on.
+        config: what this medium is like.
+        store_keys: what opens stores, sealed.
 
     Raises:
-        ConfigError: the recovery key is none.
+        ConfigError: a file that the configuration names is not what it must be.
         MediumError: remetal is not installed as a whole.
     """
     now = build_time()
@@ -203,14 +224,32 @@ def build(base: Base, config: MediumConfig) -> tuple[bytes, uuid.UUID]:
     for action in ("poweroff", "reboot"):
         script = render("power.sh.j2", action=action)
         everything[f"usr/local/sbin/{action}"] = (script.encode(), 0o755)
-    if key is not None:
-        everything["etc/remetal/recovery.key"] = (key, 0o600)
+    everything["usr/local/lib/remetal/dhcp"] = (
+        render("dhcp.sh.j2", folder="/run/remetal/network").encode(),
+        0o755,
+    )
+    stores.check_repositories(config)
+    belongings = {
+        "recovery_key": ("recovery.key", key),
+        "known_hosts": ("known_hosts", stores.known_hosts(config)),
+        "store_keys": ("store.keys", store_keys),
+        "authorities": ("authorities.pem", stores.authorities(config)),
+    }
+    everything |= {
+        f"etc/remetal/{name}": (content, 0o600)
+        for name, content in belongings.values()
+        if content is not None
+    }
     description = {
         "title": config.title,
         "version": version,
         "built": built,
         "repositories": config.repositories,
-        "recovery_key": "/etc/remetal/recovery.key" if key is not None else None,
+        "network": msgspec.to_builtins(config.network),
+        **{
+            field: f"/etc/remetal/{name}" if content is not None else None
+            for field, (name, content) in belongings.items()
+        },
     }
     # The id is made from all the rest, so that it needs no randomness.
     rest = repr((base.key, now, sorted(everything.items()), description))

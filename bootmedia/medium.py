@@ -95,6 +95,7 @@ def build_medium(
     *,
     force: bool = False,
     fresh: bool = False,
+    store_keys: bytes | None = None,
 ) -> MediumReport:
     """Build a rescue medium.
 
@@ -107,6 +108,7 @@ def build_medium(
         step: called with a few words when a part of the work starts.
         force: replace a file that is there.
         fresh: build the base anew instead of taking it from the cache.
+        store_keys: what opens stores, sealed, to be put on it.
 
     Raises:
         OutputExists: the file is there and `force` is not given.
@@ -125,7 +127,7 @@ def build_medium(
             hint=f"Known are: {', '.join(base.keyboards)}.",
         )
     steps.start("remetal and its configuration")
-    archive, medium = layer.build(base, config)
+    archive, medium = layer.build(base, config, store_keys)
     top = initramfs.compress(archive)
     marker = f"{rootfs.MARKER}-{medium}"
     menu = _boot_menu(base, config, len(top))
@@ -145,7 +147,7 @@ def build_medium(
         steps.start("EFI system partition")
         efi_image = esp.build(base, marker, medium.time_low, Path(name))
         steps.start("ISO image")
-        with _new_file(output, private=config.recovery_key is not None) as file:
+        with _new_file(output, private=config.is_private) as file:
             images = iso.write(file, VOLUME_ID, files, base.part("eltorito.img"), efi_image)
             boot_sector = base.part("boot_hybrid.img").read_bytes()
             size = hybrid.make_hybrid(file, images, boot_sector, medium)

@@ -190,6 +190,15 @@ UNWANTED_WHEEL_PATHS: Final = (
     "**/*.pyi",
     "**/*.pyx",
     "**/tests",
+    # Of 440 services that botocore describes, the one that is used.
+    "boto3/data/[!s]*/",
+    "boto3/data/s[!3]*/",
+    "boto3/examples",
+    "botocore/data/*/*/examples-1.json",
+    "botocore/data/[!s]*/",
+    "botocore/data/s[!3]*/",
+    "botocore/data/s3?*/",
+    "invoke",  # what paramiko runs programs with that ~/.ssh/config names
     "numpy/distutils",
     "numpy/f2py",
     "numpy/testing",

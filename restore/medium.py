@@ -1,7 +1,7 @@
 """The rescue system that this runs on: what the medium says of itself, shares, and how it ends."""
 
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Final
@@ -9,7 +9,8 @@ from typing import Final
 import msgspec
 
 from imager import process
-from imager.errors import MediumError
+from imager.errors import ConfigError, MediumError
+from imager.network_settings import NetworkSettings
 
 # The description that a rescue medium carries of itself; nowhere else is there such a file.
 DESCRIPTION: Final = Path("/etc/remetal/medium.json")
@@ -39,12 +40,20 @@ class Medium:
         version: of remetal on it.
         repositories: places of repositories.
         recovery_key: one that is on the medium, still under its passphrase, or None.
+        network: how it gets its address.
+        known_hosts: host keys of SSH servers, or None.
+        store_keys: what is shown to stores, still under its passphrase, or None.
+        authorities: certificates that vouch for TLS stores, or None.
     """
 
     title: str
     version: str
     repositories: tuple[str, ...] = ()
     recovery_key: Path | None = None
+    network: NetworkSettings = field(default_factory=NetworkSettings)
+    known_hosts: Path | None = None
+    store_keys: Path | None = None
+    authorities: Path | None = None
 
 
 class _Description(msgspec.Struct, frozen=True):
@@ -52,6 +61,10 @@ class _Description(msgspec.Struct, frozen=True):
     version: str
     repositories: tuple[str, ...] = ()
     recovery_key: str | None = None
+    network: NetworkSettings = NetworkSettings()
+    known_hosts: str | None = None
+    store_keys: str | None = None
+    authorities: str | None = None
 
 
 def on_medium(description: Path = DESCRIPTION) -> bool:
@@ -72,10 +85,22 @@ def read_medium(description: Path = DESCRIPTION) -> Medium:
             "this system was not started from a rescue medium",
             hint="Make one with `remetal media build`; on a running system use `remetal restore`.",
         ) from error
-    except (OSError, msgspec.MsgspecError) as error:
+    except (OSError, msgspec.MsgspecError, ConfigError) as error:
         raise MediumError(f"the medium's own description can't be read: {error}") from error
-    key = Path(found.recovery_key) if found.recovery_key else None
-    return Medium(found.title, found.version, found.repositories, key)
+    return Medium(
+        found.title,
+        found.version,
+        found.repositories,
+        _path(found.recovery_key),
+        found.network,
+        _path(found.known_hosts),
+        _path(found.store_keys),
+        _path(found.authorities),
+    )
+
+
+def _path(text: str | None) -> Path | None:
+    return Path(text) if text else None
 
 
 def find_shares(driver: Path = _VIRTIO_9P) -> frozenset[str]:

@@ -4,32 +4,40 @@ Whatever happens, a report is written before this ends, and the machine is never
 from a half-restored disk: after a failure it is powered off, whatever the order says.
 """
 
+import ipaddress
 import json
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
-from imager.commands.secrets import load_recovery_key
+from imager.commands.secrets import load_recovery_key, read_passphrase
 from imager.console import Output
 from imager.errors import ConfigError, RemetalError
+from imager.network_settings import NetworkSettings
+from imager.repository.backend.endpoint import Endpoint, endpoint_of, is_remote
+from imager.repository.backend.place import Place
 from imager.repository.repository import Repository
-from restore import job
+from imager.units import format_duration
+from restore import clock, job, network
 from restore.log import RestoreLog, write_durably
-from restore.medium import AtEnd
+from restore.medium import AtEnd, Medium
 from restore.planner import Wishes
+from restore.store_access import StoreAccess
 
 ORDER: Final = "job.json"
 REPORT: Final = "report.json"
 LOG: Final = "restore.log"
+_HOSTS: Final = Path("/etc/hosts")
 
 
 class Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What shall be restored.
 
     Attributes:
-        repository: where it is in this system.
+        repository: where it is in this system, or a location on the network.
         image: `latest`, a machine's name, or the beginning of an image's id.
         recovery_key: file in the shared directory.
         passphrase_file: likewise.
@@ -37,6 +45,14 @@ class Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         at_end: what follows when all went well.
         maps: saved disk → target, as with `--map`; by default disks are recognised.
         log_to_esp: also leave the log on the restored machine.
+        ssh_key: file in the shared directory that is shown over SSH; without it, and without the
+            next one, the passphrase must open the keys on the medium.
+        store_credentials: file with the keys of an S3 store; likewise.
+        known_hosts: file with the host keys that are trusted; by default those on the medium.
+        authorities: file with the certificates that are trusted; likewise.
+        network: how this system gets its address; by default as the medium says.
+        hosts: names and their addresses, for names that no name server knows.
+        set_clock: believe what the store says the time is, before anybody has proved who it is.
     """
 
     repository: str
@@ -47,15 +63,27 @@ class Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     at_end: AtEnd = AtEnd.POWEROFF
     maps: dict[str, str] = msgspec.field(default_factory=dict)
     log_to_esp: bool = False
+    ssh_key: str | None = None
+    store_credentials: str | None = None
+    known_hosts: str | None = None
+    authorities: str | None = None
+    network: NetworkSettings | None = None
+    hosts: dict[str, str] = msgspec.field(default_factory=dict)
+    set_clock: bool = False
+
+    def __post_init__(self) -> None:
+        for address in self.hosts.values():
+            ipaddress.ip_address(address)
 
 
-def run(out: Output, share: Path, mount_repository: Callable[[], None]) -> AtEnd:
+def run(out: Output, share: Path, medium: Medium, mount_repository: Callable[[], None]) -> AtEnd:
     """Do what the order in the share says, and report there.
 
     Args:
         out: the console.
         share: the shared directory, writable.
-        mount_repository: makes the repository reachable.
+        medium: what the medium carries.
+        mount_repository: makes a repository reachable that the host shares.
 
     Returns:
         What follows.
@@ -66,7 +94,7 @@ def run(out: Output, share: Path, mount_repository: Callable[[], None]) -> AtEnd
         with log.watch():
             order = read_order(share)
             mount_repository()
-            restore(out, share, order, log)
+            restore(out, share, medium, order, log)
         at_end = order.at_end
     except RemetalError as error:
         out.remark(f"remetal: {error.message}")
@@ -90,21 +118,23 @@ def read_order(share: Path) -> Order:
         return msgspec.json.decode(path.read_bytes(), type=Order)
     except OSError as error:
         raise ConfigError(f"{path} can't be read: {error.strerror}") from error
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, ConfigError) as error:
         raise ConfigError(f"{path} is no order for a restore: {error}") from error
 
 
-def restore(out: Output, share: Path, order: Order, log: RestoreLog) -> None:
+def restore(out: Output, share: Path, medium: Medium, order: Order, log: RestoreLog) -> None:
     """Restore what the order names, without a question.
 
     Raises:
         RemetalError: it could not be done; nothing was written unless the plan is in the log.
     """
     out.say(f"Unattended restore of {order.image} from {order.repository}")
-    repository = Repository.open(order.repository)
-    unlocked = load_recovery_key(
-        out, repository, share / order.recovery_key, share / order.passphrase_file
-    )
+    phrase = share / order.passphrase_file
+    if is_remote(order.repository):
+        repository = _open_remote(out, share, medium, order)
+    else:
+        repository = Repository.open(order.repository)
+    unlocked = load_recovery_key(out, repository, share / order.recovery_key, phrase)
     opened = job.open_saved(out, repository, order.image, unlocked, log)
     wishes = Wishes(verify=order.verify, boot_entries=True, log_to_esp=order.log_to_esp)
     mapping = {saved: Path(target) for saved, target in order.maps.items()}
@@ -113,3 +143,40 @@ def restore(out: Output, share: Path, order: Order, log: RestoreLog) -> None:
         out.say(line)
     job.carry_out(out, opened, plan, log)
     out.say(f"{plan.machine} is restored.")
+
+
+def _open_remote(out: Output, share: Path, medium: Medium, order: Order) -> Repository:
+    _name_hosts(order.hosts)
+    endpoint = endpoint_of(order.repository)
+    network.need(order.network or medium.network, endpoint)
+    access = StoreAccess(medium)
+    if order.known_hosts is not None:
+        access.use_known_hosts(share / order.known_hosts)
+    if order.authorities is not None:
+        access.use_authorities(share / order.authorities)
+    if order.ssh_key is not None:
+        access.use_ssh_key(share / order.ssh_key)
+    if order.store_credentials is not None:
+        access.use_credentials(share / order.store_credentials)
+    if access.is_locked and not (access.has_ssh_key or access.has_credentials):
+        secret = read_passphrase(share / order.passphrase_file)
+        access.unlock(secret or "")
+    if order.set_clock and endpoint.is_signed_by_time:
+        _set_clock(out, endpoint)
+    return Repository.open(Place(order.repository, access.access()))
+
+
+def _name_hosts(hosts: Mapping[str, str]) -> None:
+    if hosts:
+        lines = "".join(f"{address} {name}\n" for name, address in hosts.items())
+        with _HOSTS.open("a") as file:
+            file.write(lines)
+
+
+def _set_clock(out: Output, endpoint: Endpoint) -> None:
+    theirs = clock.store_time(endpoint)
+    if theirs is None or abs(theirs - time.time()) <= clock.TOLERANCE:
+        return
+    away = format_duration(abs(theirs - time.time()))
+    out.say(f"The order says to believe {endpoint.host}: the clock is set by {away}.")
+    clock.set_clock(theirs)

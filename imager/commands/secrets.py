@@ -4,9 +4,10 @@ Where a key is looked for, in this order: the option, its environment variable, 
 credential store (`$CREDENTIALS_DIRECTORY`), and the place where `remetal init` puts keys by itself.
 """
 
+import contextlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -106,9 +107,20 @@ def default_folder(repository: bytes) -> Path:
 
 
 def load_recovery_key(
-    out: Output, repository: Repository, recovery_key: Path | None, passphrase_file: Path | None
+    out: Output,
+    repository: Repository,
+    recovery_key: Path | None,
+    passphrase_file: Path | None,
+    known: Sequence[str] = (),
 ) -> Unlocked:
     """Find, read and unlock the recovery key of a repository, asking for the passphrase if needed.
+
+    Args:
+        out: for remarks.
+        repository: whose key.
+        recovery_key: its file, if one was given.
+        passphrase_file: the file with its passphrase; likewise.
+        known: passphrases that were typed for something else; tried before one is asked for.
 
     Raises:
         RecoveryKeyNeeded: there is none, or it is not among the repository's.
@@ -136,6 +148,9 @@ def load_recovery_key(
     secret = read_passphrase(passphrase_file)
     if secret is not None:
         return Unlocked(repository, locked.unlock(secret))
+    for secret in known:
+        with contextlib.suppress(WrongPassphrase):
+            return Unlocked(repository, locked.unlock(secret))
     for attempt in range(1, _ATTEMPTS + 1):
         try:
             return Unlocked(repository, locked.unlock(ask(f"Passphrase of {path}")))
@@ -378,8 +393,10 @@ def read_passphrase(passphrase_file: Path | None) -> str | None:
     return lines[0]
 
 
-def new_passphrase(out: Output, passphrase_file: Path | None) -> str:
-    """Return the passphrase for a new recovery key, asking for it twice if needed.
+def new_passphrase(
+    out: Output, passphrase_file: Path | None, what: str = "the recovery key"
+) -> str:
+    """Return the passphrase for something new, asking for it twice if needed.
 
     Raises:
         SecretError: it is too short, or the two differ too often.
@@ -387,18 +404,27 @@ def new_passphrase(out: Output, passphrase_file: Path | None) -> str:
     secret = read_passphrase(passphrase_file)
     for _ in range(_ATTEMPTS):
         if secret is None:
-            secret = ask("New passphrase for the recovery key")
+            secret = ask(f"New passphrase for {what}")
             if ask("The same again") != secret:
                 out.remark("The two differ; try again.")
                 secret = None
                 continue
-        if len(secret) < _LEAST_CHARACTERS:
-            raise SecretError(
-                f"a passphrase of {len(secret)} characters protects nothing",
-                hint=f"Use at least {_LEAST_CHARACTERS}; four random words are good.",
-            )
+        refuse_weak(secret)
         return secret
     raise SecretError("the two passphrases differed three times", hint="Nothing was made.")
+
+
+def refuse_weak(secret: str) -> None:
+    """Refuse a passphrase that is guessed at once.
+
+    Raises:
+        SecretError: it is too short.
+    """
+    if len(secret) < _LEAST_CHARACTERS:
+        raise SecretError(
+            f"a passphrase of {len(secret)} characters protects nothing",
+            hint=f"Use at least {_LEAST_CHARACTERS}; four random words are good.",
+        )
 
 
 def is_credential(path: Path) -> bool:

@@ -22,6 +22,7 @@ from imager.repository.backend.place import Place
 from imager.repository.repository import Repository
 from restore.drill import accelerator, fixture, report, run
 from restore.drill.bring_back import Settings
+from restore.drill.reach import reach
 from restore.drill.record import record
 from restore.drill.report import Outcome, Result
 from restore.drill.scenario import Medium
@@ -36,8 +37,9 @@ from restore.drill.vm_spec import Accelerator, Firmware
     "fixtures",
     multiple=True,
     metavar="NAME",
-    help="Instead of REPO IMAGE: build this machine of vm-fixtures, save it, destroy it, and bring "
-    "it back. May be given more than once; needs a source checkout.",
+    help="Instead of IMAGE: build this machine of vm-fixtures, save it, destroy it, and bring "
+    "it back. May be given more than once; needs a source checkout. With REPO, which must be an empty "
+    "place, its repository is made there.",
 )
 @click.option(
     "--firmware",
@@ -109,14 +111,19 @@ def drill(
     prompt on its serial console or an open TCP port. Each step is timed; the RTO counts from
     power-on of the rescue to the proof.
 
+    If REPO is on the network, the rescue system reaches that host and port, and nothing else.
+
     \b
     Examples:
       remetal drill /srv/images latest
       remetal drill /srv/images web1 --firmware secureboot --medium usb
+      remetal drill ssh://backup@10.0.0.5/srv/images latest
       remetal drill --fixture uefi-ext4 --fixture bios-ext4
     """
-    if bool(fixtures) == bool(repo and image):
+    if bool(fixtures) == bool(image) or (repo is None and not fixtures):
         raise UsageError("a drill needs either REPO and IMAGE, or --fixture NAME")
+    if repo is not None and len(fixtures) > 1:
+        raise UsageError("one repository is made in REPO, so there can be one --fixture")
     if iso is not None:
         iso_image.read(iso, ".disk/info")  # better known before anything else is done
     choices = run.Choices(
@@ -126,6 +133,7 @@ def drill(
         cache=fixture.cache() if fixtures else default_cache(),
         memory_mib=memory_mib,
         ports=ports,
+        store=run.Store.of(repo) if repo else None,
     )
     subject = None
     if repo and image:
@@ -148,11 +156,7 @@ def drill(
 def _subject(
     repo: Place, image: str, recovery_key: Path | None, passphrase_file: Path | None
 ) -> run.Subject:
-    if "://" in repo.location:
-        raise UsageError(
-            "a drill gives the repository to a virtual machine as a directory",
-            hint="Run it on the machine that holds the repository.",
-        )
+    reach(repo)  # better known before anything else is done
     repository = Repository.open(repo)
     key = recovery_key or default_folder(repository.id) / RECOVERY_KEY_FILE
     if not key.exists():
@@ -160,7 +164,7 @@ def _subject(
     secret = read_passphrase(passphrase_file)
     if secret is None:
         secret = ask(f"Passphrase of {key}")
-    return run.open_subject(repo.location, image, key, secret)
+    return run.open_subject(repo, image, key, secret)
 
 
 def _record(out: Output, subject: run.Subject, result: Result) -> None:

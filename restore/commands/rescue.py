@@ -23,6 +23,7 @@ def rescue(out: Output) -> None:
     """Bring this machine back. Runs on the rescue medium, where it starts by itself.
 
     Asks which repository, image and disks are meant, shows the plan, and asks before it writes.
+    The network is brought up when a repository on it is chosen.
     In a virtual machine whose host shares a directory as `remetal-job` it asks nothing and
     does what the order in that directory says.
 
@@ -40,6 +41,6 @@ def rescue(out: Output) -> None:
             if REPOSITORY_TAG in shares:
                 mount_share(REPOSITORY_TAG, RUN / "repository", read_only=True)
 
-        end(unattended.run(out, RUN / "job", mount_repository))
+        end(unattended.run(out, RUN / "job", medium, mount_repository))
         return
     end(Dialogue(Terminal(out), medium).run())

@@ -13,6 +13,7 @@ from imager import blockdev
 from imager.commands.secrets import ask_pages, load_recovery_key, remark_problems
 from imager.errors import RemetalError, SecretError, TargetError, UnsupportedFormat
 from imager.layout.machine import Machine
+from imager.repository.backend.endpoint import is_remote
 from imager.repository.image import SealedImage
 from imager.repository.repository import Repository
 from imager.repository.retrieval import OpenImage, Unlocked
@@ -20,6 +21,7 @@ from imager.units import format_duration, format_size
 from restore import job
 from restore.console_ui import repositories
 from restore.console_ui.repositories import Found
+from restore.console_ui.stores import ChooseAnother, Stores
 from restore.console_ui.terminal import AGAIN, SHELL, LeaveToShell, StartAgain, Terminal
 from restore.log import DEFAULT_PATH, RestoreLog
 from restore.match import describe
@@ -34,7 +36,7 @@ _PATH: Final = "path"
 _PAGES: Final = "pages"
 _OTHER_PLACES: Final = {
     _LOOK: "look again, after attaching a disk",
-    _PATH: "give the path of a repository",
+    _PATH: "give the place of a repository: a path, or ssh://, sftp://, s3://",
 }
 
 
@@ -59,6 +61,7 @@ class Dialogue:
         self._medium = medium
         self._look = look
         self._log_path = log_path
+        self._stores = Stores(terminal, medium)
 
     def run(self) -> AtEnd:
         """Ask, restore, and return what the person wants then."""
@@ -95,27 +98,32 @@ class Dialogue:
         return self._finish(plan, log)
 
     def _choose_repository(self) -> tuple[Repository, Found]:
-        local = [Path(place) for place in self._medium.repositories if "://" not in place]
+        local = [Path(place) for place in self._medium.repositories if not is_remote(place)]
+        remote = [place for place in self._medium.repositories if is_remote(place)]
         while True:
             self._terminal.say()
             self._terminal.say("Looking for repositories on the attached disks ...")
             found = self._look([*local, RUN / "repository"])
-            if found.repositories:
-                options = [str(path) for path in found.repositories]
+            options = [*map(str, found.repositories), *remote]
+            if options:
                 chosen = self._terminal.choose("Repositories:", options, _OTHER_PLACES)
             else:
                 self._terminal.say("No repository was found. Attach the disk that holds it,")
-                self._terminal.say("or mount it in a shell and give its path.")
+                self._terminal.say("or give its place.")
                 chosen = self._terminal.choose("What now?", [], _OTHER_PLACES)
             if chosen == _LOOK:
                 continue
             place = (
-                self._terminal.ask("Path of the repository")
+                self._terminal.ask("Place of the repository")
                 if isinstance(chosen, str)
-                else str(found.repositories[chosen])
+                else options[chosen]
             )
             try:
+                if is_remote(place):
+                    return self._stores.open(place, found), found
                 return Repository.open(place), found
+            except ChooseAnother:
+                continue
             except RemetalError as error:
                 self._explain(error)
 
@@ -144,7 +152,9 @@ class Dialogue:
                 else keys[chosen]
             )
             try:
-                return load_recovery_key(self._terminal.out, repository, path, None)
+                return load_recovery_key(
+                    self._terminal.out, repository, path, None, self._stores.passphrases
+                )
             except (SecretError, UnsupportedFormat) as error:
                 self._explain(error)
 

@@ -1,4 +1,4 @@
-"""Looks for repositories and recovery keys on what is attached to a rescued machine.
+"""Looks for repositories and keys on what is attached to a rescued machine.
 
 Filesystems are mounted read-only, and in a way that does not even replay their journals: a disk
 may be the evidence of a crime, or about to be restored to. Those that hold nothing of use are
@@ -34,7 +34,9 @@ _HOW: Final = {
     "udf": ("udf", "ro"),
 }
 _RECOVERY_KEY_MARK: Final = b'"remetal recovery key"'
-_MOST_KEY: Final = 1 << 16  # bytes; a recovery key has a few thousand
+_SSH_KEY_MARK: Final = b"-----BEGIN OPENSSH PRIVATE KEY-----"
+_CREDENTIALS_MARK: Final = b"aws_access_key_id"
+_MOST_KEY: Final = 1 << 16  # bytes; the largest kind of key has a few thousand
 _TIMEOUT: Final = 60.0  # seconds; a failing disk may take its time
 
 
@@ -45,10 +47,19 @@ class Found:
     Attributes:
         repositories: directories.
         recovery_keys: files.
+        ssh_keys: files with private keys for SSH.
+        credentials: files with the keys of S3 stores.
     """
 
-    repositories: tuple[Path, ...]
-    recovery_keys: tuple[Path, ...]
+    repositories: tuple[Path, ...] = ()
+    recovery_keys: tuple[Path, ...] = ()
+    ssh_keys: tuple[Path, ...] = ()
+    credentials: tuple[Path, ...] = ()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing of use."""
+        return not (self.repositories or self.recovery_keys or self.ssh_keys or self.credentials)
 
 
 class _Device(msgspec.Struct):
@@ -68,20 +79,29 @@ def look(places: Sequence[Path]) -> Found:
     Args:
         places: directories that may be repositories or hold them.
     """
-    repositories: list[Path] = []
-    keys: list[Path] = []
-    for place in (*places, *_mounted()):
-        repositories += repositories_in(place)
-        keys += recovery_keys_in(place)
+    found = [inside(place) for place in (*places, *_mounted())]
     for place in _mount_all():
-        inside = list(repositories_in(place))
-        keys_inside = list(recovery_keys_in(place))
-        if not inside and not keys_inside:
+        here = inside(place)
+        if here.is_empty:
             with suppress(ProgramError):
                 process.run("umount", place, timeout=_TIMEOUT)
-        repositories += inside
-        keys += keys_inside
-    return Found(tuple(dict.fromkeys(repositories)), tuple(dict.fromkeys(keys)))
+        found.append(here)
+    return Found(
+        tuple(dict.fromkeys(path for each in found for path in each.repositories)),
+        tuple(dict.fromkeys(path for each in found for path in each.recovery_keys)),
+        tuple(dict.fromkeys(path for each in found for path in each.ssh_keys)),
+        tuple(dict.fromkeys(path for each in found for path in each.credentials)),
+    )
+
+
+def inside(place: Path) -> Found:
+    """Return what a place is, or holds right below it."""
+    return Found(
+        tuple(repositories_in(place)),
+        tuple(_files_with(_RECOVERY_KEY_MARK, place)),
+        tuple(_files_with(_SSH_KEY_MARK, place)),
+        tuple(_files_with(_CREDENTIALS_MARK, place)),
+    )
 
 
 def repositories_in(place: Path) -> Iterator[Path]:
@@ -95,20 +115,19 @@ def repositories_in(place: Path) -> Iterator[Path]:
                 yield path
 
 
-def recovery_keys_in(place: Path) -> Iterator[Path]:
-    """Yield the recovery keys right in a place."""
+def _files_with(mark: bytes, place: Path) -> Iterator[Path]:
+    """Yield the small files right in a place that say of themselves what they are."""
     with suppress(OSError):
         for path in sorted(place.iterdir()):
-            if is_recovery_key(path):
+            if _holds(mark, path):
                 yield path
 
 
-def is_recovery_key(path: Path) -> bool:
-    """Return whether a file is a recovery key, by what it says of itself."""
+def _holds(mark: bytes, path: Path) -> bool:
     try:
         if not path.is_file() or path.stat().st_size > _MOST_KEY:
             return False
-        return _RECOVERY_KEY_MARK in path.read_bytes()
+        return mark in path.read_bytes()
     except OSError:
         return False
 

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Final
 
 from imager.errors import DrillError, RemetalError
+from imager.repository.backend.place import Place
 from imager.units import MIB
 from restore.drill import evidence, job
 from restore.drill.console_tail import ConsoleTail
 from restore.drill.qemu import Vm
+from restore.drill.reach import Reach, reach
 from restore.drill.report import Outcome
 from restore.drill.scenario import Places, Scenario
 from restore.drill.steps import Say, Step, Steps
@@ -29,7 +31,7 @@ class Order:
     """What is restored, and with what.
 
     Attributes:
-        repository: directory.
+        repository: where it is.
         image: id.
         used_bytes: of the image.
         recovery_key: file.
@@ -37,7 +39,7 @@ class Order:
         iso: the rescue medium.
     """
 
-    repository: Path
+    repository: Place
     image: str
     used_bytes: int
     recovery_key: Path
@@ -115,13 +117,14 @@ class Drill:
         for index, disk in enumerate(self._scenario.disks):
             with self._places.disk(index).open("xb") as file:
                 file.truncate(disk.size)
-        job.place_order(self._places.job, order.image, order.recovery_key, order.secret)
+        way = reach(order.repository)
+        job.place_order(self._places.job, way, order.image, order.recovery_key, order.secret)
         power_on = self._steps.now()
-        self._rescue(order, power_on)
+        self._rescue(order, way, power_on)
         return self._prove(before, power_on)
 
-    def _rescue(self, order: Order, power_on: float) -> None:
-        spec = self._scenario.rescue(self._places, order.iso, order.repository)
+    def _rescue(self, order: Order, way: Reach, power_on: float) -> None:
+        spec = self._scenario.rescue(self._places, order.iso, way)
         limit = _RESCUE_LIMIT + order.used_bytes / _SLOWEST_RESTORE
         with self._steps.step("rescue", part_of_rto=True, keep=False):
             with self._machine(spec, "rescue") as vm:

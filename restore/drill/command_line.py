@@ -1,13 +1,16 @@
 """A virtual machine as QEMU's command line."""
 
+import shlex
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from restore.drill import firmware
-from restore.drill.vm_spec import Bus, Drive, Firmware, Share, UserNetwork, VmSpec
+from restore.drill import firmware, relay
+from restore.drill.vm_spec import Bus, Drive, Firmware, Outlet, Share, UserNetwork, VmSpec
 
 PROGRAM: Final = "qemu-system-x86_64"
+NETWORK: Final = "network"  # the name of the user network, for the monitor
 
 _AHCI_PORTS: Final = 6  # of one controller
 
@@ -95,13 +98,22 @@ def _network(network: UserNetwork | None) -> Iterator[str]:
     if network is None:
         yield from ("-nic", "none")
         return
-    options = ["user", "model=virtio-net-pci"]
+    options = ["user", f"id={NETWORK}", "model=virtio-net-pci"]
     if network.restricted:
         options.append("restrict=on")
     if network.mac is not None:
         options.append(f"mac={network.mac}")
     options += [f"hostfwd=tcp:127.0.0.1:{f.host}-:{f.guest}" for f in network.forwards]
+    options += [_outlet(outlet) for outlet in network.outlets]
     yield from ("-nic", ",".join(options))
+
+
+def _outlet(outlet: Outlet) -> str:
+    address, port = outlet.guest
+    host, host_port = outlet.host
+    # A socket of QEMU's own would take a single connection.
+    words = [sys.executable, "-IS", relay.__file__, host, str(host_port)]
+    return f"guestfwd=tcp:{address}:{port}-cmd:{_escape(shlex.join(words))}"
 
 
 def command_line(

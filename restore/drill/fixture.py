@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from imager import process
 from imager.errors import DrillError, UsageError
+from imager.repository.backend.place import Place
 from imager.units import MIB
 from restore.drill.evidence import Expected
 from restore.drill.vm_spec import Bus
@@ -175,6 +176,19 @@ def destroy(path: Path) -> int:
     if left:
         raise DrillError(f"{path} still shows what it was: {left.strip()}")
     return done
+
+
+def words(store: Place) -> tuple[str | Path, ...]:
+    """Return a place as the words of a command: REPO and the options it needs."""
+    access = store.access
+    options = {
+        "--ssh-key": access.ssh_key,
+        "--known-hosts": access.known_hosts,
+        "--store-credentials": access.credentials,
+        "--authorities": access.authorities,
+    }
+    given = [word for option, path in options.items() if path for word in (option, path)]
+    return (store.location, *given)
 
 
 def remetal(answer: type[T], *words: str | Path) -> T:

@@ -1,19 +1,22 @@
 """What the drill and the rescue system tell each other over the job share."""
 
 import os
-import shutil
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import msgspec
 
 from imager.errors import DrillError, DrillFailed
-from restore.medium import RUN, AtEnd
+from restore.drill.reach import Reach
+from restore.medium import AtEnd
 from restore.unattended import ORDER, REPORT, Order
 
 _RECOVERY_KEY: Final = "recovery.key"
 _PHRASE: Final = "passphrase"
-_REPOSITORY: Final = RUN / "repository"  # where the rescue system mounts it
+_SSH_KEY: Final = "ssh.key"
+_CREDENTIALS: Final = "store.credentials"
+_KNOWN_HOSTS: Final = "known_hosts"
+_AUTHORITIES: Final = "authorities.pem"
 
 
 class RescueError(msgspec.Struct, frozen=True):
@@ -49,27 +52,41 @@ class RescueReport(msgspec.Struct, frozen=True):
     plan: tuple[Any, ...]
 
 
-def place_order(folder: Path, image: str, recovery_key: Path, secret: str) -> None:
+def place_order(folder: Path, way: Reach, image: str, recovery_key: Path, secret: str) -> None:
     """Fill the job share, readable by its owner only.
 
     Args:
         folder: the share; made here.
+        way: to the repository.
         image: id of the image.
         recovery_key: file that opens it.
         secret: passphrase of the recovery key.
     """
     folder.mkdir(mode=0o700)
-    shutil.copyfile(recovery_key, folder / _RECOVERY_KEY)
-    (folder / _RECOVERY_KEY).chmod(0o600)
-    with open(folder / _PHRASE, "x", opener=_private) as file:
-        file.write(secret + "\n")
+    given = {
+        _RECOVERY_KEY: recovery_key.read_bytes(),
+        _PHRASE: f"{secret}\n".encode(),
+        _SSH_KEY: way.ssh_key,
+        _CREDENTIALS: way.credentials,
+        _KNOWN_HOSTS: way.known_hosts,
+        _AUTHORITIES: way.authorities,
+    }
+    for name, content in given.items():
+        if content is not None:
+            with open(folder / name, "xb", opener=_private) as file:
+                file.write(content)
     order = Order(
-        repository=str(_REPOSITORY),
+        repository=way.location,
         image=image,
         recovery_key=_RECOVERY_KEY,
         passphrase_file=_PHRASE,
         verify=True,
         at_end=AtEnd.POWEROFF,
+        ssh_key=_SSH_KEY if way.ssh_key is not None else None,
+        store_credentials=_CREDENTIALS if way.credentials is not None else None,
+        known_hosts=_KNOWN_HOSTS if way.known_hosts is not None else None,
+        authorities=_AUTHORITIES if way.authorities is not None else None,
+        hosts=way.hosts,
     )
     (folder / ORDER).write_bytes(msgspec.json.encode(order))
 
@@ -79,8 +96,8 @@ def _private(path: str, flags: int) -> int:
 
 
 def forget_secrets(folder: Path) -> None:
-    """Remove key and passphrase from the share, also when a drill's folder is kept."""
-    for name in (_RECOVERY_KEY, _PHRASE):
+    """Remove keys and passphrase from the share, also when a drill's folder is kept."""
+    for name in (_RECOVERY_KEY, _PHRASE, _SSH_KEY, _CREDENTIALS):
         (folder / name).unlink(missing_ok=True)
 
 

@@ -23,7 +23,7 @@ from imager import process
 from imager.errors import DrillError, ProgramMissing
 from imager.units import format_duration
 from restore.drill import firmware
-from restore.drill.command_line import PROGRAM, command_line
+from restore.drill.command_line import NETWORK, PROGRAM, command_line
 from restore.drill.serial_port import Listener, SerialPort
 from restore.drill.vm_spec import (
     KVM,
@@ -33,6 +33,7 @@ from restore.drill.vm_spec import (
     Drive,
     Firmware,
     Forward,
+    Outlet,
     Share,
     UserNetwork,
     VmSpec,
@@ -46,6 +47,7 @@ __all__ = [
     "Drive",
     "Firmware",
     "Forward",
+    "Outlet",
     "Share",
     "UserNetwork",
     "Vm",
@@ -180,7 +182,7 @@ class Vm:
             future.cancel()
             raise
 
-    def _command(self, name: str, **arguments: object) -> object:
+    def _command(self, name: str, /, **arguments: object) -> object:
         try:
             return self._call(self._monitor.execute(name, arguments))
         except (QMPError, EOFError, OSError, TimeoutError) as error:
@@ -283,6 +285,10 @@ class Vm:
     def _connections(self) -> Iterator[re.Match[str]]:
         table = self._command("human-monitor-command", **{"command-line": "info usernet"})
         return _CONNECTION.finditer(str(table))
+
+    def set_link(self, *, up: bool) -> None:
+        """Plug the cable of the machine's network card in, or out."""
+        self._command("set_link", name=NETWORK, up=up)
 
     def powerdown(self) -> None:
         """Press the power button (ACPI); what follows is the guest's decision."""

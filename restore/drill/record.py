@@ -19,7 +19,7 @@ def record(subject: Subject, result: Result) -> bool:
     Raises:
         OutputError: the repository does not take it.
     """
-    repository = Repository.open(str(subject.repository))
+    repository = Repository.open(subject.repository)
     key = LockedRecoveryKey.read(subject.recovery_key).unlock(subject.secret)
     unlocked = Unlocked(repository, key)
     if not unlocked.is_current:

@@ -19,6 +19,7 @@ from bootmedia.config import MediumConfig
 from bootmedia.medium import build_medium
 from imager.errors import OutputExists, RemetalError
 from imager.layout.machine import Machine
+from imager.repository.backend.place import Access, Place
 from imager.repository.keyring import LockedRecoveryKey, check_owner
 from imager.repository.repository import Repository
 from imager.repository.retrieval import Unlocked, open_image
@@ -34,6 +35,26 @@ _MEMORY_MIB: Final = 2048  # of a restored machine when nobody says
 
 
 @dataclass(frozen=True, slots=True)
+class Store:
+    """One place, as each of those sees it who does a part of a fixture's drill.
+
+    Attributes:
+        owner: makes the repository.
+        machine: adds the image.
+        rescue: reads it.
+    """
+
+    owner: Place
+    machine: Place
+    rescue: Place
+
+    @classmethod
+    def of(cls, place: Place) -> "Store":
+        """Return a place where all of them may do the same."""
+        return cls(place, place, place)
+
+
+@dataclass(frozen=True, slots=True)
 class Choices:
     """What a person chose for a drill.
 
@@ -44,6 +65,7 @@ class Choices:
         cache: folder for what is slow to make for a medium.
         memory_mib: of the restored machine; None for the usual.
         ports: TCP ports of which an open one counts as proof.
+        store: where the repository of a fixture machine is made; None for a directory of the drill.
     """
 
     firmware: Firmware | None
@@ -52,6 +74,7 @@ class Choices:
     cache: Path
     memory_mib: int | None = None
     ports: tuple[int, ...] = ()
+    store: Store | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +83,7 @@ class Subject:
 
     Attributes:
         machine: its layout.
-        repository: directory.
+        repository: where it is.
         image: id.
         used_bytes: of the image.
         stored_bytes: that its capture added.
@@ -69,7 +92,7 @@ class Subject:
     """
 
     machine: Machine
-    repository: Path
+    repository: Place
     image: str
     used_bytes: int
     stored_bytes: int
@@ -125,7 +148,8 @@ def drill_fixture(name: str, choices: Choices, settings: Settings) -> Result:
         sheet.note(firmware=firmware.value)
         with steps.step("copy its disks"):
             copies = fixture.copy_disks(built.disks, places.folder)
-        subject = _capture(name, copies, places, steps, sheet)
+        store = choices.store or Store.of(Place(str(places.folder / "repository"), Access()))
+        subject = _capture(name, copies, store, places, steps, sheet)
         scenario.check_firmware(subject.machine, firmware)
         for number, copy in enumerate(copies):
             with steps.step("destroy the machine" + f" (disk {number})" * bool(number)) as remark:
@@ -151,31 +175,33 @@ def drill_fixture(name: str, choices: Choices, settings: Settings) -> Result:
 
 
 def _capture(
-    name: str, disks: Sequence[Path], places: Places, steps: Steps, sheet: _Sheet
+    name: str, disks: Sequence[Path], store: Store, places: Places, steps: Steps, sheet: _Sheet
 ) -> Subject:
     """Save a machine as a person would: two commands, with a passphrase nobody will need again."""
-    repository, keys = places.folder / "repository", places.folder / "keys"
+    keys = places.folder / "keys"
     secret = secrets.token_urlsafe(24)
     phrase = places.folder / "passphrase"
     phrase.write_text(secret + "\n")
     with steps.step("make a repository"):
         words = ("--keys-dir", keys, "--passphrase-file", phrase)
-        made = fixture.remetal(fixture.Made, "init", repository, *words)
+        made = fixture.remetal(fixture.Made, "init", *fixture.words(store.owner), *words)
     with steps.step("capture") as remark:
         chosen: list[str | Path] = [word for disk in disks for word in ("--disk", disk)]
         chosen += ["--name", name, "--credential", made.credential]
-        captured = fixture.remetal(fixture.Captured, "capture", repository, *chosen)
+        captured = fixture.remetal(
+            fixture.Captured, "capture", *fixture.words(store.machine), *chosen
+        )
         remark.size = captured.used_bytes
         remark.text = f"{format_size(captured.stored_bytes)} stored"
     sheet.note(used_bytes=captured.used_bytes, stored_bytes=captured.stored_bytes)
-    return open_subject(str(repository), captured.image, made.recovery_key, secret)
+    return open_subject(store.rescue, captured.image, made.recovery_key, secret)
 
 
-def open_subject(location: str, reference: str, recovery_key: Path, secret: str) -> Subject:
+def open_subject(place: Place, reference: str, recovery_key: Path, secret: str) -> Subject:
     """Open a saved machine for a drill.
 
     Args:
-        location: of the repository; a directory.
+        place: of the repository.
         reference: of the image.
         recovery_key: file that opens it.
         secret: its passphrase.
@@ -183,14 +209,14 @@ def open_subject(location: str, reference: str, recovery_key: Path, secret: str)
     Raises:
         NotARepository, UnknownImage, SecretError: as each says.
     """
-    repository = Repository.open(location)
+    repository = Repository.open(place)
     locked = LockedRecoveryKey.read(recovery_key)
     check_owner(locked.repository, repository.id, f"the recovery key {recovery_key}")
     unlocked = Unlocked(repository, locked.unlock(secret))
     image = open_image(repository, reference, unlocked, lambda _: None)
     return Subject(
         machine=image.machine,
-        repository=Path(location).resolve(),
+        repository=place,
         image=image.image.id,
         used_bytes=image.summary.used_bytes,
         stored_bytes=image.summary.stored_bytes,

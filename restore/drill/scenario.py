@@ -9,6 +9,7 @@ from imager.errors import UsageError
 from imager.layout.disk import Disk
 from imager.layout.firmware import FirmwareKind
 from imager.layout.machine import Machine
+from restore.drill.reach import Reach
 from restore.drill.vm_spec import Bus, Drive, Firmware, Forward, Share, UserNetwork, VmSpec
 from restore.medium import JOB_TAG, REPOSITORY_TAG
 
@@ -110,9 +111,12 @@ class Scenario:
     uuid: str | None = None
     ports: tuple[int, ...] = ()
 
-    def rescue(self, places: Places, iso: Path, repository: Path) -> VmSpec:
-        """Return the machine that starts the medium with blank disks and the repository."""
+    def rescue(self, places: Places, iso: Path, way: Reach) -> VmSpec:
+        """Return the machine that starts the medium with blank disks and a way to the repository."""
         bus = Bus.CDROM if self.medium is Medium.CD else Bus.USB
+        shares = [Share(JOB_TAG, places.job, read_only=False)]
+        if way.folder is not None:
+            shares.append(Share(REPOSITORY_TAG, way.folder, read_only=True))
         return VmSpec(
             name=f"{self.name}-rescue",
             memory_mib=RESCUE_MEMORY_MIB,
@@ -122,11 +126,9 @@ class Scenario:
                 Drive(iso, bus=bus, serial="REMETAL-RESCUE", read_only=True, bootindex=0),
                 *self._drives(places),
             ),
-            shares=(
-                Share(JOB_TAG, places.job, read_only=False),
-                Share(REPOSITORY_TAG, repository, read_only=True),
-            ),
+            shares=tuple(shares),
             serials=places.consoles("rescue"),
+            network=UserNetwork(outlets=(way.outlet,)) if way.outlet is not None else None,
             uuid=self.uuid,
         )
 

@@ -85,18 +85,33 @@ class Forward:
 
 
 @dataclass(frozen=True, slots=True)
+class Outlet:
+    """A TCP address in the guest's network behind which a real host answers.
+
+    Attributes:
+        guest: address and port as the guest sees them; the address is one of 10.0.2.0/24.
+        host: host and port that this machine connects to, anew for each connection.
+    """
+
+    guest: tuple[str, int]
+    host: tuple[str, int]
+
+
+@dataclass(frozen=True, slots=True)
 class UserNetwork:
-    """QEMU's own network with DHCP, for looking at the guest from outside.
+    """QEMU's own network with DHCP: looking at the guest from outside, and one way out of it.
 
     Attributes:
         forwards: guest ports that can be reached.
         restricted: the guest reaches nothing outside; a restored server must not answer for, or
-            talk to, the real one's peers.
+            talk to, the real one's peers. Outlets lead out all the same.
+        outlets: what it reaches.
         mac: hardware address of the card, or None for QEMU's.
     """
 
     forwards: tuple[Forward, ...] = ()
     restricted: bool = True
+    outlets: tuple[Outlet, ...] = ()
     mac: str | None = None
 
 

@@ -32,9 +32,9 @@ SIDES: Final[Mapping[str, Side]] = {
     "mirror": backends_mirror.rows,
     "s3": backends_s3.rows,
 }
-FILES: Final = 32
+FILES: Final = 16
 FILE_SIZE: Final = 16 * MIB  # of a pack
-PAIRS: Final = 5
+PAIRS: Final = 9
 _MEMORY: Final = Path("/dev/shm")  # noqa: S108  it is asked for
 
 

@@ -9,7 +9,7 @@ from bootmedia.config import MediumConfig
 from bootmedia.medium import build_medium, medium_kernel
 from restore.drill import accelerator
 from restore.drill.accelerator import Accelerator
-from restore.drill.qemu import Bus, Drive, Firmware, Vm, VmSpec
+from restore.drill.qemu import Bus, Drive, Firmware, UserNetwork, Vm, VmSpec
 
 _MEMORY_MIB = 1024  # what the medium promises to work in
 _START = 400.0  # seconds until the console is reached, on a busy machine without KVM
@@ -52,6 +52,7 @@ def _machine(
         (medium, *disks),
         firmware=firmware,
         serials=(log,),
+        network=UserNetwork(),
     )
 
 
@@ -83,6 +84,13 @@ def test_every_door_leads_to_the_restorer(
         seconds = round(time.monotonic() - start, 1)
         request.node.user_properties.append(("power-on to console, seconds", seconds))
         vm.wait_serial(0, r"Nothing is written to any disk before you agree", _ANSWER)
+        # The network comes up when somebody wants it; here it leads nowhere.
+        vm.wait_serial(0, r"Type look, path, shell", _ANSWER)
+        vm.send(0, "path\r")
+        vm.wait_serial(0, r"Place of the repository", _ANSWER)
+        vm.send(0, "ssh://backup@10.0.2.2/srv/images\r")
+        vm.wait_serial(0, r"address  10\.0\.2\.15/24 on ", _ANSWER)
+        vm.wait_serial(0, r"TCP  NO: port 22 of 10\.0\.2\.2 can't be reached", _ANSWER)
     assert b"panic" not in log.read_bytes().lower()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import math
 import os
@@ -11,6 +10,8 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+from blake3 import blake3
 
 from imager.errors import MalformedAnswer
 from imager.repository.backend import frames
@@ -53,7 +54,7 @@ def answers(data: bytes) -> None:
     with _ended_links():
         while True:
             kind, payload = frames.read_frame(read)
-            _DECODERS.get(kind, frames.text)(payload)
+            _DECODERS.get(kind, bytes)(payload)
 
 
 def _entries(payload: bytes) -> None:
@@ -166,8 +167,8 @@ def _frame(kind: Kind, payload: bytes = b"") -> bytes:
 
 
 def _sent(name: str, data: bytes, modified: float = math.nan) -> bytes:
-    put = Put(name, len(data), hashlib.sha256(data).digest(), modified)
-    return _frame(Kind.PUT, put.encode()) + _frame(Kind.DATA, data) + _frame(Kind.END)
+    put, digest = Put(name, len(data), modified), blake3(data).digest()
+    return _frame(Kind.PUT, put.encode()) + _frame(Kind.DATA, data) + _frame(Kind.END, digest)
 
 
 def _packet(kind: int, number: int | None, body: bytes = b"") -> bytes:
@@ -201,7 +202,7 @@ def _sftp_server() -> bytes:
 def targets() -> dict[str, tuple[Callable[[bytes], None], Sequence[bytes]]]:
     asked = [
         _sent(NEW, b"x" * 100),
-        _frame(Kind.PUT, Put(HELD, 8, bytes(32), math.nan).encode()) + _frame(Kind.NOW),
+        _frame(Kind.PUT, Put(HELD, 8, math.nan).encode()) + _frame(Kind.END, bytes(32)),
         _frame(Kind.GET, HELD.encode()) + _frame(Kind.DELETE, HELD.encode()),
         _frame(Kind.RANGE, frames.range_of(HELD, 2, 4)) + _frame(Kind.LIST, b"packs/"),
         _frame(Kind.LIST) + _frame(Kind.LOCKED, HELD.encode()) + _frame(Kind.NOW),
@@ -214,6 +215,7 @@ def targets() -> dict[str, tuple[Callable[[bytes], None], Sequence[bytes]]]:
         _frame(Kind.NUMBER, frames.number(None)) + _frame(Kind.NUMBER, frames.number(math.inf)),
         _frame(Kind.ERROR, frames.error(Fault.MISSING, "packs/ab is missing")),
         _frame(Kind.RANGE, frames.range_of(HELD, 0, 8)) + _sent(NEW, listed),
+        _frame(Kind.THERE) + _frame(Kind.SAME) + _frame(Kind.CREATED),
     ]
     return {
         "served": (served, asked),

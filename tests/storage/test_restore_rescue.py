@@ -46,7 +46,7 @@ def order(saved: Saved, share: Path, **fields: object) -> None:
 
 
 def run(share: Path) -> tuple[AtEnd, dict[str, object]]:
-    at_end = unattended.run(Output(), share, lambda: None)
+    at_end = unattended.run(Output(), share, Medium("Rescue", "1"), lambda: None)
     return at_end, json.loads((share / REPORT).read_text())
 
 
@@ -278,5 +278,5 @@ def test_repositories_and_keys_are_found_in_folders(saved: Saved, tmp_path: Path
     assert list(repositories.repositories_in(saved.repository)) == [saved.repository]
     assert list(repositories.repositories_in(saved.folder)) == [saved.repository]
     assert list(repositories.repositories_in(tmp_path / "none")) == []
-    keys = list(repositories.recovery_keys_in(saved.folder / "keys"))
-    assert keys == [saved.folder / "keys" / "recovery.key"]
+    keys = repositories.inside(saved.folder / "keys").recovery_keys
+    assert keys == (saved.folder / "keys" / "recovery.key",)

@@ -143,11 +143,10 @@ def _descendants(pid: int) -> list[int]:
     return [*found, *(other for child in found for other in _descendants(child))]
 
 
-def make_key(path: Path) -> None:
-    """Make a key pair without a passphrase."""
-    subprocess.run(
-        ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "test", "-f", path], check=True
-    )
+def make_key(path: Path, passphrase: str = "") -> None:
+    """Make a key pair, by default without a passphrase."""
+    argv = ["ssh-keygen", "-q", "-t", "ed25519", "-N", passphrase, "-C", "test", "-f", str(path)]
+    subprocess.run(argv, check=True)
 
 
 def free_port() -> int:

@@ -118,6 +118,24 @@ class DirectoryBackend:
             raise ObjectDamaged(f"{name} ends {length - len(data)} bytes too early")
         return data
 
+    def pieces(self, name: str, offset: int, length: int, most: int) -> Iterator[memoryview]:
+        """Yield a range in pieces of at most so many bytes, each to be used before the next.
+
+        Raises:
+            ObjectMissing, ObjectDamaged: as `get_range` says.
+        """
+        buffer = memoryview(bytearray(min(most, length)))
+        try:
+            with self._path(name).open("rb") as file:
+                while length:
+                    count = os.preadv(file.fileno(), [buffer[:length]], offset)
+                    if not count:
+                        raise ObjectDamaged(f"{name} ends {length} bytes too early")
+                    yield buffer[:count]
+                    offset, length = offset + count, length - count
+        except OSError as error:
+            raise self._unreadable(name, error) from error
+
     def list(self, prefix: str) -> Iterator[Entry]:
         """Yield objects; see `protocol.Backend.list`."""
         try:

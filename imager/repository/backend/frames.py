@@ -17,9 +17,10 @@ MAGIC: Final = b"remetal serve"
 VERSION: Final = 1
 MOST_PAYLOAD: Final = 1 << 20  # bytes of one frame
 MOST_TEXT: Final = 4096  # bytes of a name or a message
+DIGEST: Final = 32  # bytes of a BLAKE3
 _FRAME: Final = struct.Struct(">BI")
 _GREETING: Final = struct.Struct(f">{len(MAGIC)}sBBQ")
-_PUT: Final = struct.Struct(">Q32sd")
+_PUT: Final = struct.Struct(">Qd")
 _RANGE: Final = struct.Struct(">QQ")
 _ENTRY: Final = struct.Struct(">QdH")
 _NUMBER: Final = struct.Struct(">d")
@@ -48,7 +49,13 @@ class Kind(IntEnum):
     DONE = 35
     SIZE = 36
     NUMBER = 37
+    THERE = 38
     ERROR = 63
+
+
+_EMPTY: Final = frozenset(
+    (Kind.NOW, Kind.TIDY, Kind.CREATED, Kind.SAME, Kind.OTHER, Kind.DONE, Kind.THERE)
+)
 
 
 class Role(IntEnum):
@@ -119,24 +126,29 @@ class Put:
     Attributes:
         name: of it.
         size: bytes.
-        digest: SHA-256.
         modified: when the store took it first; NaN for now.
     """
 
     name: str
     size: int
-    digest: bytes
     modified: float
 
     def encode(self) -> bytes:
         """Return the payload."""
-        return _PUT.pack(self.size, self.digest, self.modified) + self.name.encode()
+        return _PUT.pack(self.size, self.modified) + self.name.encode()
 
     @classmethod
     def decode(cls, payload: bytes) -> "Put":
         """Return what a payload says; `MalformedAnswer` otherwise."""
-        size, digest, modified = _unpack(_PUT, payload[: _PUT.size])
-        return cls(text(payload[_PUT.size :]), size, digest, modified)
+        size, modified = _unpack(_PUT, payload[: _PUT.size])
+        return cls(text(payload[_PUT.size :]), size, modified)
+
+
+def split_digest(payload: bytes) -> bytes:
+    """Return the BLAKE3 in the END of an object that is put; `MalformedAnswer` otherwise."""
+    if len(payload) != DIGEST:
+        raise MalformedAnswer("an object ends without its hash")
+    return payload
 
 
 def range_of(name: str, offset: int, length: int) -> bytes:
@@ -233,8 +245,8 @@ def read_head(read: Callable[[int], bytes]) -> tuple[Kind, int]:
     """
     kind, length = _FRAME.unpack(read(_FRAME.size))
     known = _one_of(Kind, kind)
-    if length > MOST_PAYLOAD:
-        raise MalformedAnswer(f"a frame claims {length} bytes, more than any has")
+    if length > (0 if known in _EMPTY else MOST_PAYLOAD):
+        raise MalformedAnswer(f"a frame claims {length} bytes, more than it may have")
     return known, length
 
 

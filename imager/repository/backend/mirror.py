@@ -101,18 +101,45 @@ class Mirror:
         return min((span for span in spans if span is not None), default=None)
 
     def put_new(self, name: str, parts: Sequence[Buffer], modified: float | None = None) -> bool:
-        """Create an object at all sites that are up; see `protocol.Backend.put_new`."""
+        """Create an object at all sites that are up; see `protocol.Backend.put_new`.
+
+        Where the name is no SHA-256, others may mean other bytes by it: then the first site that is up
+        takes it before the others do, and says who was first.
+        """
         self._meet()
         # A site that is not waited for may still read it when the caller has gone on.
         data = b"".join(parts)
+        put = partial(self._put, name, data, modified)
+        labels = list(self._reachable())
+        created: Sequence[bool] = ()
+        problems: Sequence[RemetalError] = ()
+        if not _DIGEST.fullmatch(_last(name)):
+            while labels and not created:
+                created, problems = put([labels.pop(0)])
+            if created and not created[0]:
+                return False
+        more, others = put(labels)
+        if len(created) + len(more) < self._copies:
+            for problem in (*problems, *others):
+                raise problem
+            count = len(created) + len(more)
+            raise self._too_few(f"{name} is at {count} of {self._copies} sites")
+        return any((*created, *more))
+
+    def _put(
+        self, name: str, data: bytes, modified: float | None, labels: Sequence[str]
+    ) -> tuple[Sequence[bool], Sequence[RemetalError]]:
+        """Put an object to some sites at once; leave out those that can't take it, or not in time.
+
+        Returns:
+            What those say that could, and the errors of those that could not.
+        """
         running = {
-            _start(partial(site.put_new, name, [data], modified)): label
-            for label, site in self._sites.items()
-            if label not in self._down
+            _start(partial(self._sites[label].put_new, name, [data], modified)): label
+            for label in labels
         }
         done, late = self._all_in_time(running)
-        problems: list[RemetalError] = []
-        created = []
+        created, problems = [], []
         for future in done:
             try:
                 created.append(future.result())
@@ -121,15 +148,11 @@ class Mirror:
                 self._leave_out(running[future], error)
         for future in late:
             self._leave_out(running[future], StoreUnreachable("it says nothing"))
-        if len(created) < self._copies:
-            if problems:
-                raise problems[0]
-            raise self._too_few(f"{name} is at {len(created)} of {self._copies} sites")
-        return any(created)
+        return created, problems
 
     def get(self, name: str) -> bytes:
         """Return an object whole, from the first site that has it intact."""
-        digest = name.rpartition("/")[2]
+        digest = _last(name)
 
         def fetch(site: Backend) -> bytes:
             data = site.get(name)
@@ -340,6 +363,10 @@ class _OtherBytes(Exception):
 
 # What a read goes on to the next site from; in the order in which they count when none can do it.
 _READ_PROBLEMS: Final = (LinkError, _OtherBytes, ObjectDamaged, OutputError, ObjectMissing)
+
+
+def _last(name: str) -> str:
+    return name.rpartition("/")[2]
 
 
 def _found(site: Backend, name: str) -> bytes | None:

@@ -73,7 +73,7 @@ class Clients:
 
     def _make(self) -> "S3Client":
         path = self._access.credentials
-        keys = None if path is None else _read_keys(path)
+        keys = None if path is None else read_keys(path)
         try:
             session = boto3.Session(
                 aws_access_key_id=keys.access_key if keys else None,
@@ -115,8 +115,12 @@ class Clients:
         return "auto" if host is None or host.endswith(".amazonaws.com") else "path"
 
 
-def _read_keys(path: "Path") -> Credentials:
-    """Read a file as the AWS tools keep it, that nobody else may read."""
+def read_keys(path: "Path") -> Credentials:
+    """Read a file as the AWS tools keep it, that nobody else may read.
+
+    Raises:
+        ConfigError: others may read it, or it holds no keys.
+    """
     try:
         mode = path.stat().st_mode
     except OSError as error:

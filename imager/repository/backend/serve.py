@@ -7,7 +7,6 @@ are free, and changes and removes nothing.
 
 import contextlib
 import fcntl
-import hashlib
 import os
 import select
 import shlex
@@ -15,6 +14,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from blake3 import blake3
 
 from imager.errors import (
     MalformedAnswer,
@@ -193,13 +194,15 @@ class Server:
         created = False
         try:
             with self._store.begin(put.name) as incoming:
-                if not incoming.exists:
+                if incoming.exists:
+                    self._send(Kind.THERE)
+                    digest = self._end_of(*frames.read_head(self._input.exactly))
+                else:
                     self._send(Kind.DONE)
-                    problem = self._take(put, incoming.write)
-                    if problem is not None:
-                        raise problem
-                    modified = put.modified if put.modified == put.modified else None
-                    created = incoming.finish(modified)
+                    digest = self._take(put.size, incoming.write)
+                    created = incoming.finish(
+                        None if put.modified != put.modified else put.modified
+                    )
         finally:
             if not created:
                 self._permit.budget.give_back(put.size)
@@ -207,21 +210,26 @@ class Server:
             self.created += 1
             self.stored_bytes += put.size
             self._send(Kind.CREATED)
-        elif self._digest(put.name) == put.digest:
+        elif self._digest(put.name) == digest:
             self._send(Kind.SAME)
         else:
             self._refuse("put", put.name, "it is there, with other bytes")
             self._send(Kind.OTHER)
 
-    def _take(self, put: Put, write: Callable[[list[Buffer]], None]) -> Exception | None:
-        """Read an object; return what kept it from being stored, when all of it was sent."""
-        digest, left = hashlib.sha256(), put.size
-        problem: Exception | None = None
+    def _take(self, size: int, write: Callable[[list[Buffer]], None]) -> bytes:
+        """Read an object up to its end, whatever happens, and return its BLAKE3.
+
+        Raises:
+            OSError: it could not be written.
+            Refused: it is not what the other side says.
+        """
+        digest, left = blake3(), size
+        problem: OSError | None = None
         while True:
             kind, length = frames.read_head(self._input.exactly)
-            if kind is Kind.END and not length:
+            if kind is not Kind.DATA:
                 break
-            if kind is not Kind.DATA or length > left:
+            if length > left:
                 raise MalformedAnswer("an object is longer than was said")
             left -= length
             self._permit.budget.spend(length)
@@ -232,13 +240,22 @@ class Server:
                         write([data])
                     except OSError as error:
                         problem = error
-        if problem is None and (left or digest.digest() != put.digest):
-            problem = Refused(Fault.WRONG_HASH, "other bytes came than were announced")
-        return problem
+        said = self._end_of(kind, length)
+        if problem is not None:
+            raise problem
+        if left or digest.digest() != said:
+            raise Refused(Fault.WRONG_HASH, "other bytes came than were announced")
+        return said
+
+    def _end_of(self, kind: Kind, length: int) -> bytes:
+        if kind is not Kind.END:
+            raise MalformedAnswer(f"{kind.name} comes where an object ends")
+        return frames.split_digest(self._input.exactly(length))
 
     def _digest(self, name: str) -> bytes:
-        digest = hashlib.sha256()
-        for part in self._parts(name, 0, self._store.size(name)):
+        digest = blake3()
+        for part in self._store.pieces(name, 0, self._store.size(name), frames.MOST_PAYLOAD):
+            self._permit.budget.spend(len(part))
             digest.update(part)
         return digest.digest()
 
@@ -257,16 +274,9 @@ class Server:
 
     def _give(self, name: str, offset: int, length: int) -> None:
         self._send(Kind.SIZE, frames.size(length))
-        for part in self._parts(name, offset, length):
-            self._permit.budget.spend(len(part))
-            self._send(Kind.DATA, part)
+        for part in self._store.pieces(name, offset, length, frames.MOST_PAYLOAD):
+            self._send_data(part)
         self._send(Kind.END)
-
-    def _parts(self, name: str, offset: int, length: int) -> Iterator[bytes]:
-        for start in range(offset, offset + length, frames.MOST_PAYLOAD):
-            yield self._store.get_range(
-                name, start, min(frames.MOST_PAYLOAD, offset + length - start)
-            )
 
     def _list(self, payload: bytes) -> None:
         prefix = frames.text(payload)
@@ -278,11 +288,15 @@ class Server:
                 continue
             batch += frames.entry(found)
             if len(batch) >= _LISTED:
-                self._send(Kind.DATA, batch)
+                self._send_data(batch)
                 batch = bytearray()
         if batch:
-            self._send(Kind.DATA, batch)
+            self._send_data(batch)
         self._send(Kind.END)
+
+    def _send_data(self, data: Buffer) -> None:
+        self._permit.budget.spend(len(data))
+        self._send(Kind.DATA, data)
 
     def _delete(self, payload: bytes) -> None:
         name = frames.text(payload)

@@ -13,6 +13,7 @@ from typing import Final
 from imager.units import DAY
 
 PERIOD: Final = 30 * DAY
+LEAST: Final = 4096  # bytes that an object counts: what a filesystem takes for it, even if empty
 # Bytes that count against the quota, when they were counted, and when the line is free again.
 _STATE: Final = struct.Struct("<ddd")
 
@@ -42,15 +43,15 @@ class Budget:
             now = time.time()
             leaked = max(0.0, now - state.counted) * self.quota / PERIOD
             used = max(0.0, state.used - leaked)
-            fits = used + size <= self.quota
-            state.used, state.counted = used + (size if fits else 0), now
+            fits = used + _counted(size) <= self.quota
+            state.used, state.counted = used + (_counted(size) if fits else 0), now
         return fits
 
     def give_back(self, size: int) -> None:
         """Count an object no longer: it did not come, or was there."""
         if self.quota is not None:
             with self._state() as state:
-                state.used = max(0.0, state.used - size)
+                state.used = max(0.0, state.used - _counted(size))
 
     def spend(self, size: int) -> None:
         """Wait until so many bytes may pass."""
@@ -77,6 +78,10 @@ class Budget:
             os.pwrite(descriptor, _STATE.pack(state.used, state.counted, state.free), 0)
         finally:
             os.close(descriptor)
+
+
+def _counted(size: int) -> int:
+    return max(size, LEAST)
 
 
 @dataclass(slots=True)

@@ -118,7 +118,7 @@ class SftpClient:
         self._channel = channel
         self._next = 0
         self._asked: set[int] = set()  # and not answered yet
-        self._answers: dict[int, tuple[int, bytes]] = {}
+        self._answers: dict[int, tuple[int, memoryview]] = {}
         channel.invoke_subsystem("sftp")
         self._send(_Packet.INIT, struct.pack(">I", _VERSION))
         kind, body = self._receive()
@@ -173,7 +173,7 @@ class SftpClient:
         while waiting:
             self._succeeded(waiting.popleft())
 
-    def read(self, handle: bytes, offset: int, length: int) -> Iterator[bytes]:
+    def read(self, handle: bytes, offset: int, length: int) -> Iterator[memoryview]:
         """Yield the bytes of a range in order; fewer if the file ends before."""
         end = offset + length
         waiting: deque[tuple[int, int, int]] = deque()
@@ -284,13 +284,13 @@ class SftpClient:
     def _attributes(self, number: int) -> Attributes:
         return _Reader(self._expected(*self._answer(number), _Packet.ATTRS)).attributes()
 
-    def _data(self, number: int) -> bytes:
+    def _data(self, number: int) -> memoryview:
         kind, body = self._answer(number)
         if kind == _Packet.STATUS and _status(body)[0] is Status.EOF:
-            return b""
-        return _Reader(self._expected(kind, body, _Packet.DATA)).string()
+            return body[:0]
+        return _Reader(self._expected(kind, body, _Packet.DATA)).view()
 
-    def _expected(self, kind: int, body: bytes, wanted: _Packet) -> bytes:
+    def _expected(self, kind: int, body: memoryview, wanted: _Packet) -> memoryview:
         if kind == wanted:
             return body
         if kind == _Packet.STATUS:
@@ -305,7 +305,7 @@ class SftpClient:
         self._send(kind, struct.pack(">I", self._next) + body, data)
         return self._next
 
-    def _answer(self, number: int) -> tuple[int, bytes]:
+    def _answer(self, number: int) -> tuple[int, memoryview]:
         while number not in self._answers:
             kind, body = self._receive()
             answered = int.from_bytes(body[:4])
@@ -317,13 +317,14 @@ class SftpClient:
 
     def _send(self, kind: _Packet, body: bytes, data: Buffer = b"") -> None:
         head = struct.pack(">IB", 1 + len(body) + len(data), kind) + body
-        self._channel.sendall(b"".join((head, data)) if len(data) else head)
+        # paramiko cuts off what it has sent: of a view that copies nothing.
+        self._channel.sendall(memoryview(b"".join((head, data)) if len(data) else head))
 
-    def _receive(self) -> tuple[int, bytes]:
+    def _receive(self) -> tuple[int, memoryview]:
         (length,) = struct.unpack(">I", self._exactly(4))
         if not 1 <= length <= _MOST_PACKET:
             raise MalformedAnswer("the server answers with something other than SFTP")
-        packet = self._exactly(length)
+        packet = memoryview(self._exactly(length))
         return packet[0], packet[1:]
 
     def _exactly(self, length: int) -> bytes:
@@ -338,7 +339,7 @@ class SftpClient:
 
 
 class _Reader:
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: memoryview) -> None:
         self._data = data
         self._place = 0
 
@@ -353,6 +354,9 @@ class _Reader:
         return int.from_bytes(self._take(8))
 
     def string(self) -> bytes:
+        return bytes(self.view())
+
+    def view(self) -> memoryview:
         return self._take(self.number())
 
     def attributes(self) -> Attributes:
@@ -371,7 +375,7 @@ class _Reader:
                 self.string()
         return Attributes(size, modified, stat.S_ISDIR(mode))
 
-    def _take(self, length: int) -> bytes:
+    def _take(self, length: int) -> memoryview:
         part = self._data[self._place : self._place + length]
         if len(part) != length:
             raise MalformedAnswer("an answer of the SFTP server ends too early")
@@ -385,7 +389,7 @@ def _pairs(reader: _Reader) -> Iterator[str]:
         reader.string()
 
 
-def _status(body: bytes) -> tuple[Status, str]:
+def _status(body: memoryview) -> tuple[Status, str]:
     reader = _Reader(body)
     code = reader.number()
     message = "" if reader.is_at_end else reader.string().decode("utf-8", "replace")

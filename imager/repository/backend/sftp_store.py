@@ -93,7 +93,7 @@ class SftpStore:
     def get(self, name: str) -> bytes:
         """Return an object whole; see `protocol.Backend.get`."""
         path = self._path(name)
-        parts: list[bytes] = []
+        parts: list[memoryview] = []
 
         def fetch(client: SftpClient) -> None:
             done = sum(map(len, parts))

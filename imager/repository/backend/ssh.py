@@ -138,6 +138,19 @@ class Connection:
             transport.close()
 
 
+def trusted_keys(address: Address, access: Access) -> tuple[str, ...]:
+    """Return the keys that vouch for a host, as known_hosts writes them behind its name."""
+    return _HostKeys(address, access).written()
+
+
+def key_files(address: Address, access: Access) -> tuple[Path, ...]:
+    """Return the files of the private keys to show to a host, in the order in which ssh would."""
+    if access.ssh_key is not None:
+        return (access.ssh_key,)
+    named = address.identities or tuple(Path("~/.ssh", name).expanduser() for name in _DEFAULT_KEYS)
+    return tuple(path for path in named if path.is_file())
+
+
 @contextlib.contextmanager
 def translated(address: Address) -> Iterator[None]:
     """Turn what paramiko and sockets raise into what remetal says."""
@@ -216,14 +229,10 @@ def _log_in(transport: paramiko.Transport, address: Address, keys: Sequence[para
 
 def _keys(address: Address, access: Access) -> Iterator[paramiko.PKey]:
     """Yield the private keys to show, in the order in which ssh would."""
-    if access.ssh_key is not None:
-        yield _read_key(access.ssh_key, access)
-        return
-    yield from paramiko.Agent().get_keys()
-    named = address.identities or tuple(Path("~/.ssh", name).expanduser() for name in _DEFAULT_KEYS)
-    for path in named:
-        if path.is_file():
-            yield _read_key(path, access)
+    if access.ssh_key is None:
+        yield from paramiko.Agent().get_keys()
+    for path in key_files(address, access):
+        yield _read_key(path, access)
 
 
 def _read_key(path: Path, access: Access) -> paramiko.PKey:
@@ -267,6 +276,12 @@ class _HostKeys:
         known = self._known.lookup(self._address.known_as)
         ours = [kind for kind in types if known is not None and _family(kind) in known]
         return (*ours, *(kind for kind in types if kind not in ours))
+
+    def written(self) -> tuple[str, ...]:
+        """Return the keys of the host as known_hosts writes them behind its name."""
+        known = self._known.lookup(self._address.known_as)
+        keys = known.values() if known is not None else ()
+        return tuple(f"{key.get_name()} {key.get_base64()}" for key in keys)
 
     def check(self, key: paramiko.PKey) -> None:
         """Make sure that a host is the one it must be.

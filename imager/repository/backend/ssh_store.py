@@ -6,11 +6,13 @@ server says whether it lies there with the same bytes.
 """
 
 import contextlib
-import hashlib
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
+
+from blake3 import blake3
 
 from imager.errors import (
     MalformedAnswer,
@@ -60,24 +62,23 @@ class SshStore:
 
     def put_new(self, name: str, parts: Sequence[Buffer], modified: float | None = None) -> bool:
         """Create an object; see `protocol.Backend.put_new`."""
-        digest, size = hashlib.sha256(), 0
-        for part in parts:
-            digest.update(part)
-            size += len(part)
-        put = Put(name, size, digest.digest(), float("nan") if modified is None else modified)
+        size = sum(len(part) for part in parts)
+        put = Put(name, size, float("nan") if modified is None else modified)
         tries = 0
 
         def send(channel: _Channel) -> bool:
             nonlocal tries
             tries += 1
-            answer, _ = channel.ask(Kind.PUT, put.encode(), Kind.DONE, Kind.SAME, Kind.OTHER)
+            answer, _ = channel.ask(Kind.PUT, put.encode(), Kind.DONE, Kind.THERE)
             if answer is Kind.DONE:
                 channel.send_object(parts)
-                answer, _ = channel.answer(Kind.CREATED, Kind.SAME, Kind.OTHER)
+            answer, _ = channel.ask(Kind.END, digest.result(), Kind.CREATED, Kind.SAME, Kind.OTHER)
             # After a lost answer, the same bytes are most likely ours.
             return answer is Kind.CREATED or (answer is Kind.SAME and tries > 1)
 
-        return self._channels.call(send)
+        with ThreadPoolExecutor(1, thread_name_prefix="hash") as pool:
+            digest = pool.submit(_digest, parts)
+            return self._channels.call(send)
 
     def get(self, name: str) -> bytes:
         """Return an object whole; see `protocol.Backend.get`."""
@@ -165,7 +166,7 @@ class _Channel:
         self._channel.sendall(b"".join(frames.frame(kind, *parts)))
 
     def send_object(self, parts: Sequence[Buffer]) -> None:
-        """Send the bytes of an object."""
+        """Send the bytes of an object, without its end."""
         for part in parts:
             view = memoryview(part).cast("B")
             for start in range(0, len(view), frames.MOST_PAYLOAD):
@@ -173,7 +174,6 @@ class _Channel:
                 self._channel.sendall(frames.head(Kind.DATA, len(data)))
                 # paramiko cuts off what it has sent: of a view that copies nothing.
                 self._channel.sendall(data)
-        self.send(Kind.END)
 
     def answer(self, *expected: Kind) -> tuple[Kind, bytes]:
         """Return the next frame.
@@ -183,11 +183,14 @@ class _Channel:
             MalformedAnswer: it is none of those expected.
         """
         kind, payload = frames.read_frame(self._read)
+        self._check(kind, payload, *expected)
+        return kind, payload
+
+    def _check(self, kind: Kind, payload: bytes, *expected: Kind) -> None:
         if kind is Kind.ERROR:
             raise _error(*frames.split_error(payload), self._address.host)
         if kind not in expected:
             raise MalformedAnswer(f"{self._address.host} answers with {kind.name}")
-        return kind, payload
 
     def data(self) -> Iterator[bytes]:
         """Yield the DATA that comes before END."""
@@ -200,25 +203,33 @@ class _Channel:
     def fetch(self, kind: Kind, payload: bytes) -> bytes:
         """Return an object, or a range of it."""
         _, answer = self.ask(kind, payload, Kind.SIZE)
-        size, parts, came = frames.split_size(answer), [], 0
-        for part in self.data():
-            came += len(part)
-            if came > size:
+        size = left = frames.split_size(answer)
+        parts: list[bytes] = []
+        while True:
+            found, length = frames.read_head(self._read)
+            if found is not Kind.DATA:
                 break
-            parts.append(part)
-        if came != size:
-            raise MalformedAnswer(f"{self._address.host} sent other than the {size} bytes it said")
+            if length > left:
+                raise MalformedAnswer(
+                    f"{self._address.host} sends more than the {size} bytes it said"
+                )
+            left -= length
+            parts.extend(self._pieces(length))
+        self._check(found, self._read(length), Kind.END)
+        if left:
+            raise MalformedAnswer(f"{self._address.host} sends {left} bytes less than it said")
         return b"".join(parts)
 
     def _read(self, length: int) -> bytes:
-        parts = []
+        return b"".join(self._pieces(length))
+
+    def _pieces(self, length: int) -> Iterator[bytes]:
         while length:
             part = self._channel.recv(length)
             if not part:
                 raise EOFError
-            parts.append(part)
+            yield part
             length -= len(part)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _no_server(self) -> RemetalError:
         """Say why there is no server, in its own words."""
@@ -253,6 +264,13 @@ _ERRORS: Final = {
 }
 
 _ANSWERED: Final = tuple(set(_ERRORS.values()) - {MalformedAnswer, StoreUnreachable})
+
+
+def _digest(parts: Iterable[Buffer]) -> bytes:
+    digest = blake3()
+    for part in parts:
+        digest.update(part)
+    return digest.digest()
 
 
 def _error(fault: Fault, message: str, host: str) -> RemetalError:

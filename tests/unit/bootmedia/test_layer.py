@@ -12,8 +12,11 @@ import pytest
 from bootmedia import layer, wheels
 from bootmedia.config import MediumConfig
 from bootmedia.rootfs import SITE_PACKAGES, Base
+from imager.network_settings import NetworkSettings
 from imager.repository.crypto.recipient import RecipientKey
 from imager.repository.keyring import LockedRecoveryKey
+from imager.repository.store_keys import StoreKeys
+from tests.stores.ssh import make_key
 
 
 def _points() -> dict[str, str]:
@@ -59,6 +62,19 @@ def test_a_command_that_needs_what_is_left_out_goes_too() -> None:
     names = ("good", "bad", "lost", "relative", "round", "absent")
     points = {name: f"imager.{name}:{name}" for name in names}
     assert set(layer.usable_commands(files, points)) == {"good", "round"}
+
+
+def test_what_only_type_checkers_import_is_not_brought() -> None:
+    source = b"""
+from typing import TYPE_CHECKING
+if TYPE_CHECKING:
+    from stubs import Client
+else:
+    import other
+def f():
+    import deep
+"""
+    assert layer.imported_modules({"imager/x.py": source}) == {"typing", "other", "deep"}
 
 
 def test_every_import_on_the_medium_is_brought() -> None:
@@ -133,3 +149,32 @@ def test_equal_input_gives_equal_media(base: Base, monkeypatch: pytest.MonkeyPat
     first = layer.build(base, MediumConfig())
     assert layer.build(base, MediumConfig()) == first
     assert layer.build(base, MediumConfig(title="another"))[1] != first[1]
+
+
+def test_what_stores_need_lies_where_the_description_says(base: Base, tmp_path: Path) -> None:
+    make_key(tmp_path / "host")
+    public = " ".join((tmp_path / "host.pub").read_text().split()[:2])
+    sealed = StoreKeys(b"no word of any source").seal("four random words")
+    config = MediumConfig(
+        repositories=("ssh://backup@10.0.0.5/srv/images",),
+        host_keys=(f"10.0.0.5 {public}",),
+        network=NetworkSettings(address="10.0.0.9/24", gateway=("10.0.0.1",)),
+    )
+    archive, _ = layer.build(base, config, sealed)
+    assert b"no word of any source" not in archive
+    root = tmp_path / "root"
+    root.mkdir()
+    subprocess.run(
+        ["cpio", "--extract", "--quiet", "--make-directories"], input=archive, cwd=root, check=True
+    )
+    description = json.loads((root / "etc/remetal/medium.json").read_text())
+    assert description["network"]["address"] == "10.0.0.9/24"
+    assert description["authorities"] is None
+    keys = root / description["store_keys"].lstrip("/")
+    assert keys.read_bytes() == sealed
+    assert stat.S_IMODE(keys.stat().st_mode) == 0o600
+    hosts = root / description["known_hosts"].lstrip("/")
+    assert hosts.read_text() == f"10.0.0.5 {public}\n"
+    script = root / "usr/local/lib/remetal/dhcp"
+    assert stat.S_IMODE(script.stat().st_mode) == 0o755
+    subprocess.run(["sh", "-n", script], check=True)

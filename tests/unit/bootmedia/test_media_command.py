@@ -9,10 +9,18 @@ import pytest
 
 from bootmedia import rootfs
 from imager import console
-from imager.errors import ConfigError, NoRoom, OutputError, OutputExists
+from imager.errors import (
+    ConfigError,
+    NoRoom,
+    OutputError,
+    OutputExists,
+    SecretError,
+    WrongPassphrase,
+)
 from imager.repository.crypto.recipient import RecipientKey
 from imager.repository.keyring import LockedRecoveryKey
 from imager.units import MIB
+from tests.stores.ssh import make_key
 
 
 @pytest.fixture(autouse=True)
@@ -116,3 +124,36 @@ def test_a_key_on_the_medium_makes_the_file_private(tmp_path: Path) -> None:
     output = tmp_path / "rescue.iso"
     assert console.run(["media", "build", "-o", str(output), "--config", str(config)]) == 0
     assert stat.S_IMODE(output.stat().st_mode) == 0o600
+
+
+def _medium_with_key(tmp_path: Path, key_phrase: str, phrase: str) -> tuple[int, Path]:
+    make_key(tmp_path / "rescue", key_phrase)
+    (tmp_path / "medium.toml").write_text('ssh-key = "rescue"')
+    (tmp_path / "phrase").write_text(phrase + "\n")
+    output = tmp_path / "rescue.iso"
+    argv = ["media", "build", "-o", output, "--config", tmp_path / "medium.toml"]
+    argv += ["--passphrase-file", tmp_path / "phrase"]
+    return console.run([str(word) for word in argv]), output
+
+
+@pytest.mark.parametrize("key_phrase", ["", "four random words"])
+def test_keys_of_stores_make_the_file_private(tmp_path: Path, key_phrase: str) -> None:
+    code, output = _medium_with_key(tmp_path, key_phrase, "four random words")
+    assert code == 0
+    assert stat.S_IMODE(output.stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize(
+    ("key_phrase", "phrase", "code"),
+    [
+        ("", "short", SecretError.exit_code),
+        ("short", "short", SecretError.exit_code),
+        ("four random words", "four other words", WrongPassphrase.exit_code),
+    ],
+)
+def test_keys_of_stores_under_a_bad_passphrase_are_refused(
+    tmp_path: Path, key_phrase: str, phrase: str, code: int
+) -> None:
+    found, output = _medium_with_key(tmp_path, key_phrase, phrase)
+    assert found == code
+    assert not output.exists()

@@ -29,7 +29,17 @@ def test_every_value_arrives(tmp_path: Path) -> None:
         kernel-parameters = ["nomodeset", "pci=nomsi"]
         recovery-key = "keys/recovery.key"
         repositories = ["ssh://backup@10.0.0.5/srv/images", "/mnt/images of today"]
+        host-keys = "keys/known_hosts"
+        ssh-key = "keys/rescue"
+        store-credentials = "/etc/store.credentials"
+        authorities = "ca.pem"
         debian-sources = ["deb [trusted=yes] http://mirror.example/debian bookworm main"]
+
+        [network]
+        interface = "52:54:00:12:34:56"
+        address = ["10.0.0.9/24", "2001:db8::9/64"]
+        gateway = "10.0.0.1"
+        dns = ["10.0.0.1", "10.0.0.2"]
         """,
     )
     assert config.title == "Rescue of the north hospital"
@@ -39,6 +49,13 @@ def test_every_value_arrives(tmp_path: Path) -> None:
     assert config.recovery_key == tmp_path / "keys/recovery.key"
     assert len(config.repositories) == 2
     assert len(config.debian_sources) == 1
+    assert config.host_keys == str(tmp_path / "keys/known_hosts")
+    assert config.ssh_key == tmp_path / "keys/rescue"
+    assert config.store_credentials == Path("/etc/store.credentials")
+    assert config.authorities == tmp_path / "ca.pem"
+    assert config.has_store_keys
+    assert config.network.gateway == "10.0.0.1"
+    assert len(config.network.name_servers) == 2
 
 
 def test_no_serial_console(tmp_path: Path) -> None:
@@ -61,6 +78,11 @@ def test_no_serial_console(tmp_path: Path) -> None:
         ('repositories = [""]', "repositories"),
         ('debian-sources = ["http://mirror.example"]', "debian-sources"),
         ("title = ", "can't be read"),
+        ("ssh-key = 7", "ssh-key"),
+        ("host-keys = 7", "host-keys"),
+        ('network = "dhcp"', "network"),
+        ('[network]\naddress = "10.0.0.9"', "address"),
+        ('[network]\ngateway = "10.0.0.1"', "gateway"),
     ],
 )
 def test_what_makes_no_sense_is_refused(tmp_path: Path, text: str, said: str) -> None:
@@ -74,6 +96,13 @@ def test_unknown_field_suggests_the_known_one(tmp_path: Path) -> None:
         _read(tmp_path, 'keybord = "de"')
     assert "keybord" in caught.value.message
     assert "`keyboard`" in caught.value.hint
+
+
+def test_unknown_field_of_the_network_suggests_the_known_one(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        _read(tmp_path, '[network]\nadress = "10.0.0.9/24"')
+    assert "adress" in caught.value.message
+    assert "`address`" in caught.value.hint
 
 
 def test_missing_file(tmp_path: Path) -> None:

@@ -38,10 +38,20 @@ def test_it_wants_one_machine_or_fixtures(
     assert "either REPO and IMAGE, or --fixture" in text
 
 
-def test_a_repository_elsewhere_is_no_directory(capsys: pytest.CaptureFixture[str]) -> None:
-    code, text = _fails(capsys, "ssh://backup/srv/images", "latest")
+def test_a_store_without_a_key_for_the_guest_is_refused_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    code, text = _fails(capsys, "ssh://backup@nobody.invalid/srv/images", "latest")
     assert code == 2
-    assert "Run it on the machine that holds the repository" in text
+    assert "Give one with --ssh-key FILE" in text
+
+
+def test_one_store_takes_one_fixture(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["/repo", "--fixture", "uefi-ext4", "--fixture", "bios-ext4"]
+    code, text = _fails(capsys, *words)
+    assert code == 2
+    assert "there can be one --fixture" in text
 
 
 def test_no_repository(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from imager.layout.firmware import Firmware, FirmwareKind
 from imager.layout.machine import Machine
+from imager.repository.backend.place import Place
 from imager.repository.keyring import LockedRecoveryKey
 from imager.repository.standing import read_standing
 from restore.drill.record import record
@@ -23,7 +24,7 @@ def test_what_passed_is_noted(tiny: Tiny, tmp_path: Path) -> None:
     key = tmp_path / "recovery.key"
     LockedRecoveryKey.lock(tiny.key, "a phrase", "test", tiny.open().id).write(key)
     machine = Machine("1", "web", "x86_64", Firmware(FirmwareKind.BIOS), ())
-    subject = Subject(machine, tiny.path, image, 0, 0, key, "a phrase")
+    subject = Subject(machine, Place(str(tiny.path)), image, 0, 0, key, "a phrase")
     assert record(subject, RESULT)
     assert record(replace(subject, image=other), replace(RESULT, outcome=Outcome.FAILED, rto=None))
     standing = read_standing(tiny.open())

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from imager.errors import OutputExists, UsageError
+from imager.repository.backend.place import Place
 from imager.repository.keyring import LockedRecoveryKey
 from restore.drill import bring_back, run
 from restore.drill.bring_back import Drill, Settings
@@ -29,7 +30,7 @@ def subject(tiny: Tiny, tmp_path: Path) -> run.Subject:
     image = tiny.add({"disk0/whole": b"content" * 100_000}, tmp_path)
     key = tmp_path / "recovery.key"
     LockedRecoveryKey.lock(tiny.key, SECRET, "test", tiny.open().id).write(key)
-    return run.open_subject(str(tiny.path), image, key, SECRET)
+    return run.open_subject(Place(str(tiny.path)), image, key, SECRET)
 
 
 @pytest.fixture
