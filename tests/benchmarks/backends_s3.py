@@ -1,10 +1,12 @@
 """s3:// beside boto3 alone: the same engine, as many threads, the same files.
 
 Every run begins with making a client. In a bucket that keeps versions the backend asks for the
-first version of each name, which boto3 alone does not.
+first version of each name, which boto3 alone does not. What is put stays until an engine ends, so the
+engines lie on a disk.
 """
 
 import contextlib
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -28,9 +30,10 @@ _MOST_FILES: Final = 16
 def rows(folder: Path, files: Sequence[Path], pairs: int) -> Iterator[Row]:
     """Yield what both do on each engine; see `backends.Side`."""
     for name, kind in ENGINES.items():
-        place = folder / name
-        place.mkdir()
-        with contextlib.closing(kind(place)) as engine:
+        with (
+            tempfile.TemporaryDirectory(prefix="bench-s3-") as place,
+            contextlib.closing(kind(Path(place))) as engine,
+        ):
             for locked in (True, False):
                 what = f"s3:// {name}, {'versions' if locked else 'plain'}"
                 yield from _rows(engine, what, locked, files[:_MOST_FILES], folder / "back", pairs)

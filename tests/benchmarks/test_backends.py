@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
 from imager.units import MIB
@@ -19,6 +20,17 @@ def test_a_small_run(tmp_path: Path) -> None:
     with console.capture() as said:
         console.print(backends.table(rows))
     assert said.get().count("ssh://") == 2
+
+
+@pytest.mark.slow
+def test_a_small_run_of_s3(tmp_path: Path) -> None:
+    rows = backends.run(["s3"], tmp_path, 2, MIB, 1)
+    assert [row.verb for row in rows] == ["put", "get"] * 4
+    assert {row.subject for row in rows} == {
+        f"s3:// {engine}, {bucket}"
+        for engine in ("SeaweedFS", "Ceph")
+        for bucket in ("versions", "plain")
+    }
 
 
 def test_what_is_too_slow() -> None:

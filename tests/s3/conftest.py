@@ -23,9 +23,7 @@ ENGINES: dict[str, type[Engine]] = {"seaweedfs": SeaweedFS, "ceph": Ceph}
 
 # With Ceph all of it takes minutes; what matters most is in the short run on both all the same: the
 # conformance suite and the attacks.
-@pytest.fixture(
-    scope="session", params=["seaweedfs", pytest.param("ceph", marks=pytest.mark.slow)]
-)
+@pytest.fixture(scope="session", params=["seaweedfs", pytest.param("ceph", marks=pytest.mark.slow)])
 def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Engine:
     return shared(ENGINES[request.param], tmp_path_factory.mktemp(request.param))
 

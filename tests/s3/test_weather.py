@@ -202,6 +202,16 @@ def test_something_else_answers(proxy: Proxy, filled: Place) -> None:
         assert isinstance(caught.value, MalformedAnswer | StoreUnreachable), said
 
 
+def test_a_listing_that_does_not_say_whether_it_is_whole(proxy: Proxy, filled: Place) -> None:
+    backend = S3Backend(proxy.before(filled), patience=1)
+    assert backend.lock_span is None
+    said = b"<?xml version='1.0'?><ListVersionsResult><Name>b</Name></ListVersionsResult>"
+    backend._caller._clients.get()._endpoint.http_session.close()  # type: ignore[attr-defined]
+    proxy.will_answer(repeat(answer("200 OK", said, "Content-Type: application/xml")))
+    with pytest.raises(MalformedAnswer):
+        list(backend.list(""))
+
+
 def test_a_link_that_hangs_without_closing(proxy: Proxy, filled: Place) -> None:
     backend = S3Backend(proxy.before(filled), patience=2, read_seconds=1)
     assert backend.get(NAME) == CONTENT

@@ -288,12 +288,22 @@ class S3Backend:
 
     def _versions(self, prefix: str) -> Iterator[Version]:
         if self._bucket.has_versions:
-            fetch = functools.partial(self._call, "list_object_versions")
-            return s3_versions.first(fetch, prefix)
-        return s3_versions.plain(functools.partial(self._call, "list_objects_v2"), prefix)
+            return s3_versions.first(self._page_of_versions, prefix)
+        return s3_versions.plain(functools.partial(self._page, "list_objects_v2"), prefix)
 
     def _every(self, key: str) -> Ids:
-        return s3_versions.every(functools.partial(self._call, "list_object_versions"), key)
+        return s3_versions.every(self._page_of_versions, key)
+
+    def _page_of_versions(self, **request: Any) -> Any:
+        return self._page("list_object_versions", **request)
+
+    def _page(self, operation: str, **request: Any) -> Any:
+        def fetch(client: "S3Client") -> Any:
+            page = getattr(client, operation)(Bucket=self._at.bucket, **request)
+            s3_versions.check_page(page)
+            return page
+
+        return self._caller.call(fetch)
 
     def _first(self, key: str) -> Version | None:
         try:

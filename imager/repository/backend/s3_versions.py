@@ -66,11 +66,22 @@ class _Name:
 Fetch = Callable[..., Mapping[str, Any]]
 
 
+def check_page(page: Mapping[str, Any]) -> None:
+    """Refuse a page of a listing that does not say whether more comes, and from where on.
+
+    Raises:
+        ResponseParserError: it does not.
+    """
+    where = {"NextKeyMarker", "NextContinuationToken"} & page.keys()
+    if "IsTruncated" not in page or (page["IsTruncated"] and not where):
+        raise ResponseParserError("a listing that does not say whether it is whole")
+
+
 def plain(fetch: Fetch, prefix: str) -> Iterator[Version]:
     """Yield the objects of a bucket that never kept versions.
 
     Args:
-        fetch: `list_objects_v2` of the bucket.
+        fetch: `list_objects_v2` of the bucket, each page checked with `check_page`.
         prefix: what keys begin with.
     """
     more: dict[str, str] = {}
@@ -78,7 +89,7 @@ def plain(fetch: Fetch, prefix: str) -> Iterator[Version]:
         page = fetch(Prefix=prefix, **more)
         for entry in page.get("Contents", ()):
             yield Version(entry["Key"], None, entry["Size"], _second(entry["LastModified"]))
-        if not _goes_on(page, "NextContinuationToken"):
+        if not page["IsTruncated"]:
             return
         more = {"ContinuationToken": page["NextContinuationToken"]}
 
@@ -87,7 +98,7 @@ def first(fetch: Fetch, prefix: str) -> Iterator[Version]:
     """Yield the first versions in a bucket that keeps them, or once did.
 
     Args:
-        fetch: `list_object_versions` of the bucket.
+        fetch: `list_object_versions` of the bucket, likewise.
         prefix: what keys begin with.
     """
     for key, name, is_weed in _names(fetch, prefix):
@@ -146,8 +157,7 @@ def _names(fetch: Fetch, prefix: str) -> Iterator[tuple[str, _Name, bool]]:
             found.setdefault(version["Key"], _Name()).versions.append(version)
         for marker in page.get("DeleteMarkers", ()):
             found.setdefault(marker["Key"], _Name()).markers.append(marker["VersionId"])
-        goes_on = _goes_on(page, "NextKeyMarker")
-        last = page["NextKeyMarker"] if goes_on else None
+        last = page["NextKeyMarker"] if page["IsTruncated"] else None
         for key in sorted(found.keys() - {last}):
             yield key, found.pop(key), is_weed
         if last is None:
@@ -155,12 +165,6 @@ def _names(fetch: Fetch, prefix: str) -> Iterator[tuple[str, _Name, bool]]:
         more = {"KeyMarker": last}
         if page.get("NextVersionIdMarker"):
             more["VersionIdMarker"] = page["NextVersionIdMarker"]
-
-
-def _goes_on(page: Mapping[str, Any], marker: str) -> bool:
-    if "IsTruncated" not in page or (page["IsTruncated"] and not page.get(marker)):
-        raise ResponseParserError("a listing that does not say whether it is whole")
-    return bool(page["IsTruncated"])
 
 
 def _first_of(key: str, name: _Name, is_weed: bool) -> Version:
