@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from bootmedia.templates import render
-from imager.errors import StoreUnreachable
+from imager.errors import ConfigError, StoreUnreachable
 from imager.network_settings import NetworkSettings
 from imager.repository.backend.endpoint import Endpoint
 from restore import network
@@ -41,6 +41,9 @@ def each_thing_that_is_missing() -> None:
     _ip("link set card0 up")
     assert not network.is_up()
     assert _found()[0] == "address"
+    with pytest.raises(ConfigError, match="no network card eno7") as caught:
+        network.bring_up(NetworkSettings("eno7", "10.9.0.2/24"))
+    assert "card0 (" in caught.value.hint
     network.bring_up(NetworkSettings(address="10.9.0.2/24"))
     assert network.is_up()
     assert _found() == ("route", "there is no way from here to 10.77.0.5")
