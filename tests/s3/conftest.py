@@ -32,6 +32,11 @@ def seaweedfs(tmp_path_factory: pytest.TempPathFactory) -> Engine:
     return shared(SeaweedFS, tmp_path_factory.mktemp("seaweedfs"))
 
 
+@pytest.fixture(scope="session")
+def ceph(tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    return shared(Ceph, tmp_path_factory.mktemp("ceph"))
+
+
 @pytest.fixture
 def place(engine: Engine) -> Place:
     """A bucket with versions, and locks that somebody has to order, as its owner sees it."""

@@ -31,6 +31,7 @@ class Proxy:
         cut_after: after how many bytes of what the store says a new connection is closed.
         answers: what the next connections get for their first request, instead of the store.
         flows: cleared, nothing passes either way and nothing is closed.
+        held: set when `hold_after` has cleared it.
         connections: how many there were.
     """
 
@@ -45,7 +46,24 @@ class Proxy:
         self.answers: Iterator[bytes] = iter(())
         self.flows = threading.Event()
         self.flows.set()
+        self.held = threading.Event()
         self.connections = 0
+        self._left: int | None = None
+
+    def hold_after(self, count: int) -> None:
+        """Let nothing pass any more after so many bytes, counted from now, both ways together."""
+        self.held.clear()
+        self._left = count
+
+    def _count(self, size: int) -> None:
+        with self._lock:
+            if self._left is None:
+                return
+            self._left -= size
+            if self._left <= 0:
+                self._left = None
+                self.flows.clear()
+                self.held.set()
 
     def __enter__(self) -> Self:
         threading.Thread(target=self._accept, daemon=True).start()
@@ -114,6 +132,7 @@ class Proxy:
     def _pump(self, source: socket.socket, target: socket.socket, left: int | None) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(_PIECE):
+                self._count(len(data))
                 self.flows.wait()
                 if left is not None and len(data) >= left:
                     target.sendall(data[:left])

@@ -23,6 +23,7 @@ from imager.errors import RecoveryKeyNeeded
 from imager.repository.backend.s3 import S3Backend
 from imager.units import MIB
 from tests.s3.machine import Site
+from tests.stores.ceph import Ceph
 from tests.stores.engine import Engine, Identity, wait_for
 from tests.stores.seaweedfs import SeaweedFS
 
@@ -306,3 +307,25 @@ def test_the_filer_of_seaweedfs_has_to_be_fenced(tmp_path: Path, seaweedfs: Seaw
     with urllib.request.urlopen(urllib.request.Request(url, method="DELETE")) as answer:
         assert answer.status < 300
     assert list(backend.list("")) == []
+
+
+def test_a_life_cycle_removes_nothing_that_is_locked(ceph: Ceph) -> None:
+    """By its owner's keys; a day is a few seconds in this Ceph."""
+    client, key = ceph.client(ceph.owner), "repo/packs/ab/1"
+    backends = {}
+    for mode in ("COMPLIANCE", None):
+        bucket = ceph.new_bucket(mode=mode)
+        backends[mode] = S3Backend(ceph.place(bucket, ceph.owner))
+        backends[mode].put_new("packs/ab/1", [b"true"])
+        client.put_object(Bucket=bucket, Key=key, Body=b"false")
+        client.put_bucket_lifecycle_configuration(
+            Bucket=bucket,
+            LifecycleConfiguration=LIFE,  # type: ignore[arg-type]
+        )
+    locked, free = backends.values()
+    wait_for("what is not locked has aged out", lambda: not list(free.list("")))
+    # Both are looked at in one round, in the order of names; in the next one at the latest.
+    wait_for("the other one is hidden", lambda: next(iter(locked.list(""))).newer > 1)
+    ceph.run("radosgw-admin", "-n", "client.gateway", "lc", "process")
+    assert locked.get("packs/ab/1") == b"true"
+    assert [entry.size for entry in locked.list("")] == [4]

@@ -11,83 +11,81 @@ import pytest
 from tests.s3.machine import Site
 from tests.s3.proxy import Proxy
 from tests.stores.ceph import Ceph
-from tests.stores.engine import Daemon, Engine, wait_for
+from tests.stores.engine import PATIENCE, Daemon, Engine, wait_for
 
 _SIZE = 40 << 20
-# So that a deed takes a few seconds, however fast the machine is.
-_SLOW = ("--limit-upload", "8M", "--limit-download", "8M")
+_MIDDLE = _SIZE // 2
+_CUT_SECONDS = 20
+
+Disturb = Callable[[Popen[str]], None]
 
 
-def made(engine: Engine, folder: Path, proxy: Proxy | None = None) -> Site:
+def made(engine: Engine, folder: Path, proxy: Proxy) -> Site:
     bucket = engine.new_bucket()
     owner, machine = (engine.place(bucket, each) for each in (engine.owner, engine.capture))
     Site.make(folder, owner, machine)
-    if proxy is not None:
-        return Site(folder, proxy.before(owner), proxy.before(machine))
-    return Site(folder, owner, machine)
+    return Site(folder, proxy.before(owner), proxy.before(machine))
 
 
-def holds_packs(engine: Engine, site: Site) -> bool:
-    bucket = site.owner.location.removeprefix("s3://").partition("/")[0]
-    listed = engine.client(engine.owner).list_objects_v2(Bucket=bucket, Prefix="repo/packs/")
-    return listed["KeyCount"] > 0
-
-
-def said(process: Popen[str], words: str) -> Callable[[], bool]:
-    """Return what tells whether a process has said something on standard error."""
-    lines: list[str] = []
-    assert process.stderr is not None
-    stream = process.stderr
-
-    def read() -> None:
-        lines.extend(iter(stream.readline, ""))
-
-    threading.Thread(target=read, daemon=True).start()
-    return lambda: any(words in line for line in lines)
-
-
-def captured(site: Site, engine: Engine, disturb: Callable[[Popen[str]], None]) -> bytes:
-    """Capture a disk, disturb that once some of it is stored, and return its content."""
-    content = site.new_disk(_SIZE)
-    words = ("--disk", "disk", "--name", "web", *_SLOW)
-    process = site.start("capture", *words, place=site.machine)
-    wait_for("something is stored", lambda: holds_packs(engine, site))
+def disturbed(proxy: Proxy, process: Popen[str], disturb: Disturb) -> None:
+    """Disturb a deed when half of what it moves has passed, and let it end."""
+    assert proxy.held.wait(PATIENCE)
     assert process.poll() is None
     disturb(process)
     assert process.wait(timeout=240) == 0
+
+
+def captured(site: Site, proxy: Proxy, disturb: Disturb) -> bytes:
+    """Capture a disk, disturbed, and return its content."""
+    content = site.new_disk(_SIZE)
+    proxy.hold_after(_MIDDLE)
+    words = ("--disk", "disk", "--name", "web", "--quiet")
+    disturbed(proxy, site.start("capture", *words, place=site.machine), disturb)
     return content
 
 
-def restored(site: Site, disturb: Callable[[Popen[str]], None]) -> bytes:
-    """Restore the newest image, disturb that once some of it is written, and return the disk."""
+def restored(site: Site, proxy: Proxy, disturb: Disturb) -> bytes:
+    """Restore the newest image, disturbed, and return the disk."""
     target = site.folder / "target"
-    words = ("latest", "--map", f"disk0={target}", "--yes", *_SLOW)
-    process = site.start("restore", *words)
-    wait_for("something is written", lambda: target.exists() and target.stat().st_blocks > 1000)
-    assert process.poll() is None
-    disturb(process)
-    assert process.wait(timeout=240) == 0
+    proxy.hold_after(_MIDDLE)
+    words = ("latest", "--map", f"disk0={target}", "--yes", "--quiet")
+    disturbed(proxy, site.start("restore", *words), disturb)
     return target.read_bytes()
 
 
-def killing(daemon: Daemon, wait: Callable[[], None]) -> Callable[[Popen[str]], None]:
+def has_felt_it(process: Popen[str]) -> Callable[[], bool]:
+    """Return what tells whether a process has said that it tries again."""
+    lines: list[str] = []
+    stream = process.stderr
+    assert stream is not None
+    threading.Thread(target=lambda: lines.extend(iter(stream.readline, "")), daemon=True).start()
+
+    def has() -> bool:
+        assert process.poll() is None, lines
+        return any("trying again" in line for line in lines)
+
+    return has
+
+
+def killing(proxy: Proxy, daemon: Daemon, wait: Callable[[], None]) -> Disturb:
     """Return what kills a daemon, and starts it again once the deed has felt it."""
 
     def disturb(process: Popen[str]) -> None:
-        has_felt = said(process, "trying again")
+        has = has_felt_it(process)
         daemon.kill(signal.SIGKILL)
-        wait_for("the deed has felt it", has_felt)
+        proxy.flows.set()
+        wait_for("the deed has felt it", has)
         daemon.start()
         wait()
 
     return disturb
 
 
-def test_the_gateway_is_killed_and_comes_back(engine: Engine, tmp_path: Path) -> None:
-    site = made(engine, tmp_path)
-    disturb = killing(engine.gateway, engine.wait)
-    content = captured(site, engine, disturb)
-    assert restored(site, disturb) == content
+def test_the_gateway_is_killed_and_comes_back(engine: Engine, proxy: Proxy, tmp_path: Path) -> None:
+    site = made(engine, tmp_path, proxy)
+    disturb = killing(proxy, engine.gateway, engine.wait)
+    content = captured(site, proxy, disturb)
+    assert restored(site, proxy, disturb) == content
     assert site.tell("check", "--ciphertext")["findings"] == []
 
 
@@ -95,14 +93,11 @@ def test_twenty_seconds_without_network(engine: Engine, proxy: Proxy, tmp_path: 
     """Nothing is closed; then all goes on."""
     site = made(engine, tmp_path, proxy)
 
-    def disturb(process: Popen[str]) -> None:
-        has_felt = said(process, "")
-        del has_felt
-        proxy.flows.clear()
-        threading.Timer(20, proxy.flows.set).start()
+    def disturb(_: Popen[str]) -> None:
+        threading.Timer(_CUT_SECONDS, proxy.flows.set).start()
 
-    content = captured(site, engine, disturb)
-    assert restored(site, disturb) == content
+    content = captured(site, proxy, disturb)
+    assert restored(site, proxy, disturb) == content
     assert site.tell("check", "--ciphertext")["tampered"] == []
 
 
@@ -115,19 +110,18 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ceph]:
 
 @pytest.mark.slow
 def test_one_of_three_osds_is_killed(three: Ceph, tmp_path: Path) -> None:
-    site = made(three, tmp_path)
+    with Proxy(three.port) as proxy:
+        site = made(three, tmp_path, proxy)
 
-    def disturb(process: Popen[str]) -> None:
-        said(process, "")
-        three.osds[1].kill(signal.SIGKILL)
+        def killing_osd(number: int) -> Disturb:
+            def disturb(_: Popen[str]) -> None:
+                three.osds[number].kill(signal.SIGKILL)
+                proxy.flows.set()
 
-    content = captured(site, three, disturb)
-    three.osds[1].start()
-    wait_for("all OSDs are up", lambda: three.ups() == 3)
+            return disturb
 
-    def disturb_again(process: Popen[str]) -> None:
-        said(process, "")
-        three.osds[2].kill(signal.SIGKILL)
-
-    assert restored(site, disturb_again) == content
-    assert site.tell("check", "--ciphertext")["findings"] == []
+        content = captured(site, proxy, killing_osd(1))
+        three.osds[1].start()
+        wait_for("all OSDs are up", lambda: three.ups() == 3)
+        assert restored(site, proxy, killing_osd(2)) == content
+        assert site.tell("check", "--ciphertext")["findings"] == []

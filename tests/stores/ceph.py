@@ -11,6 +11,7 @@ from tests.stores.engine import Daemon, Engine, capture_policy, free_ports, list
 
 # The disk of an OSD is a sparse file.
 _DISK: Final = 20 << 30
+_DAY: Final = 4  # seconds that a day of a life cycle takes
 _CAPS: Final = {
     "client.admin": {"mon": "allow *", "osd": "allow *", "mgr": "allow *"},
     "client.gateway": {"mon": "allow rw", "osd": "allow rwx"},
@@ -156,10 +157,11 @@ mon max pg per osd = 2000
 mon osd min down reporters = 1
 osd heartbeat interval = 2
 osd heartbeat grace = 6
-rgw frontends = beast endpoint=127.0.0.1:{self.port}
+rgw frontends = beast endpoint=127.0.0.1:{self.port} tcp_nodelay=1
 rgw thread pool size = 64
 rgw enable ops log = true
 rgw ops log rados = false
 rgw ops log file path = {folder}/ops.log
 rgw log nonexistent bucket = true
+rgw lc debug interval = {_DAY}
 """

@@ -53,6 +53,11 @@ class Kind(IntEnum):
     ERROR = 63
 
 
+_EMPTY: Final = frozenset(
+    (Kind.NOW, Kind.TIDY, Kind.CREATED, Kind.SAME, Kind.OTHER, Kind.DONE, Kind.THERE)
+)
+
+
 class Role(IntEnum):
     """What a key may do."""
 
@@ -240,8 +245,8 @@ def read_head(read: Callable[[int], bytes]) -> tuple[Kind, int]:
     """
     kind, length = _FRAME.unpack(read(_FRAME.size))
     known = _one_of(Kind, kind)
-    if length > MOST_PAYLOAD:
-        raise MalformedAnswer(f"a frame claims {length} bytes, more than any has")
+    if length > (0 if known in _EMPTY else MOST_PAYLOAD):
+        raise MalformedAnswer(f"a frame claims {length} bytes, more than it may have")
     return known, length
 
 

@@ -255,6 +255,7 @@ class Server:
     def _digest(self, name: str) -> bytes:
         digest = blake3()
         for part in self._store.pieces(name, 0, self._store.size(name), frames.MOST_PAYLOAD):
+            self._permit.budget.spend(len(part))
             digest.update(part)
         return digest.digest()
 
@@ -274,8 +275,7 @@ class Server:
     def _give(self, name: str, offset: int, length: int) -> None:
         self._send(Kind.SIZE, frames.size(length))
         for part in self._store.pieces(name, offset, length, frames.MOST_PAYLOAD):
-            self._permit.budget.spend(len(part))
-            self._send(Kind.DATA, part)
+            self._send_data(part)
         self._send(Kind.END)
 
     def _list(self, payload: bytes) -> None:
@@ -288,11 +288,15 @@ class Server:
                 continue
             batch += frames.entry(found)
             if len(batch) >= _LISTED:
-                self._send(Kind.DATA, batch)
+                self._send_data(batch)
                 batch = bytearray()
         if batch:
-            self._send(Kind.DATA, batch)
+            self._send_data(batch)
         self._send(Kind.END)
+
+    def _send_data(self, data: Buffer) -> None:
+        self._permit.budget.spend(len(data))
+        self._send(Kind.DATA, data)
 
     def _delete(self, payload: bytes) -> None:
         name = frames.text(payload)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,3 +62,13 @@ def test_empty_objects_use_a_quota_up(tmp_path: Path) -> None:
     budget.give_back(0)
     assert budget.reserve(0)
     assert not Budget(tmp_path / "state", 3 * LEAST, None).reserve(1), "counted by the connection"
+
+
+def test_connections_share_a_rate(tmp_path: Path) -> None:
+    rate = 4 << 20
+    one, other = (Budget(tmp_path / "state", None, rate) for _ in range(2))
+    began = time.monotonic()
+    one.spend(rate // 8)
+    other.spend(rate // 8)
+    one.spend(1)
+    assert time.monotonic() - began >= 0.24
