@@ -225,7 +225,7 @@ def build(
         script = render("power.sh.j2", action=action)
         everything[f"usr/local/sbin/{action}"] = (script.encode(), 0o755)
     everything["usr/local/lib/remetal/dhcp"] = (
-        render("dhcp.sh.j2", folder="/run/remetal/network").encode(),
+        render("dhcp.sh.j2", folder="/run/remetal/network", resolver="/etc/resolv.conf").encode(),
         0o755,
     )
     stores.check_repositories(config)

@@ -21,7 +21,7 @@ from typing import Final
 import msgspec
 
 from imager import process
-from imager.errors import StoreUnreachable
+from imager.errors import ConfigError, StoreUnreachable
 from imager.network_settings import NetworkSettings
 from imager.repository.backend.endpoint import Endpoint
 from restore.medium import RUN
@@ -130,11 +130,18 @@ def bring_up(settings: NetworkSettings) -> None:
         settings: what was written down.
 
     Raises:
+        ConfigError: this machine has no such card.
         ProgramError: `ip` fails.
     """
     take_down()
     FOLDER.mkdir(parents=True, exist_ok=True)
-    wanted = [card for card in cards() if _is_meant(card, settings.interface)]
+    found = cards()
+    wanted = [card for card in found if _is_meant(card, settings.interface)]
+    if found and not wanted:
+        raise ConfigError(
+            f"this machine has no network card {settings.interface}",
+            hint=f"It has {', '.join(f'{card.name} ({card.hardware_address})' for card in found)}.",
+        )
     for card in wanted:
         _ip("link", "set", card.name, "up")
     if settings.name_servers:
@@ -184,6 +191,7 @@ def need(settings: NetworkSettings, endpoint: Endpoint) -> None:
 
     Raises:
         StoreUnreachable: it can't; the sentence says what is missing.
+        ConfigError: the card that was written down is none of this machine's.
         ProgramError: `ip` fails.
     """
     if not is_up():

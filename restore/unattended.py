@@ -118,7 +118,7 @@ def read_order(share: Path) -> Order:
         return msgspec.json.decode(path.read_bytes(), type=Order)
     except OSError as error:
         raise ConfigError(f"{path} can't be read: {error.strerror}") from error
-    except (msgspec.MsgspecError, ConfigError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, ConfigError) as error:
         raise ConfigError(f"{path} is no order for a restore: {error}") from error
 
 

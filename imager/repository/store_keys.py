@@ -62,7 +62,7 @@ class StoreKeys:
             if len(data) > _LARGEST:
                 raise SecretError("the file with the keys of stores is too large to be one")
             file = msgspec.json.decode(data, type=_File)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise SecretError(f"these are no keys of stores: {error}") from error
         if file.version != _VERSION:
             raise UnsupportedFormat(f"the keys of stores are of version {file.version}")
@@ -70,5 +70,8 @@ class StoreKeys:
             content = passphrase.unseal(secret, file.kdf, _BOUND_TO, file.sealed)
         except WrongPassphrase as error:
             raise WrongPassphrase("the passphrase does not open the keys of the stores") from error
-        opened = msgspec.json.decode(content, type=_Content)
+        try:
+            opened = msgspec.json.decode(content, type=_Content)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise SecretError(f"these are no keys of stores: {error}") from error
         return cls(opened.ssh_key, opened.credentials)

@@ -88,7 +88,10 @@ class Stores:
         while True:
             if not network.is_up():
                 say("Bringing the network up ...")
-                network.bring_up(self._settings)
+                try:
+                    network.bring_up(self._settings)
+                except ConfigError as error:
+                    self._explain(error)
             checks = network.diagnose(endpoint, patience=_CONNECT_SECONDS)
             if checks[-1].is_right:
                 say(f"Network: {checks[-1].text}.")

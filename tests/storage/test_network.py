@@ -4,12 +4,15 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from imager.errors import StoreUnreachable
+from bootmedia.templates import render
+from imager.errors import ConfigError, StoreUnreachable
 from imager.network_settings import NetworkSettings
 from imager.repository.backend.endpoint import Endpoint
 from restore import network
@@ -38,6 +41,9 @@ def each_thing_that_is_missing() -> None:
     _ip("link set card0 up")
     assert not network.is_up()
     assert _found()[0] == "address"
+    with pytest.raises(ConfigError, match="no network card eno7") as caught:
+        network.bring_up(NetworkSettings("eno7", "10.9.0.2/24"))
+    assert "card0 (" in caught.value.hint
     network.bring_up(NetworkSettings(address="10.9.0.2/24"))
     assert network.is_up()
     assert _found() == ("route", "there is no way from here to 10.77.0.5")
@@ -88,7 +94,65 @@ def both_sorts_of_addresses() -> None:
     assert "default via fe80::1 dev card0" in routes.stdout
 
 
+@contextmanager
+def _dhcp_server(*options: str) -> Iterator[None]:
+    """Answer at the other end of card0's cable; card1 has none."""
+    _ip("link add card1 type veth peer name switch1")
+    _ip("link add card0 type veth peer name switch0")
+    config = network.FOLDER.parent / "udhcpd.conf"
+    lines = ("interface switch0", "start 10.9.0.50", "end 10.9.0.50", "option subnet 255.255.255.0")
+    own = (f"lease_file {config}.leases", f"pidfile {config}.pid")
+    config.write_text("".join(f"{line}\n" for line in (*lines, *own, *options)))
+    Path(f"{config}.leases").touch()
+    steps = "echo && read _ && ip link set switch0 up && ip address add 10.9.0.1/24 dev switch0"
+    argv = ["unshare", "--net", "sh", "-c", f"{steps} && exec busybox udhcpd -f {config}"]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
+        assert server.stdin is not None
+        assert server.stdout is not None
+        server.stdout.readline()  # it has its own namespace now
+        _ip(f"link set switch0 netns {server.pid}")
+        _ip(f"link set switch1 netns {server.pid}")
+        server.stdin.write(b"\n")
+        server.stdin.flush()
+        try:
+            yield
+        finally:
+            network.take_down()
+            server.kill()
+
+
+def _routes() -> list[str]:
+    done = subprocess.run(["ip", "-4", "route"], check=True, capture_output=True, text=True)
+    return [" ".join(line.split()[:3]) for line in done.stdout.splitlines()]
+
+
+def an_address_from_dhcp_on_the_card_that_has_a_link() -> None:
+    with _dhcp_server("option router 10.9.0.1", "option dns 10.9.0.53", "option domain example"):
+        started = time.monotonic()
+        network.bring_up(NetworkSettings())
+        assert time.monotonic() - started < 10  # nobody waits for the card without a link
+        assert network.is_up()
+        found = {card.name: card.addresses for card in network.cards()}
+        assert found["card0"] == ("10.9.0.50/24",)
+        assert found["card1"] == ()
+        assert "default via 10.9.0.1" in _routes()
+        assert network._RESOLVER.read_text() == "search example\nnameserver 10.9.0.53\n"
+        network.bring_up(NetworkSettings(interface="card0", dns="10.9.0.7"))
+        assert network._RESOLVER.read_text().startswith("nameserver 10.9.0.7\n")
+    assert not network.is_up()
+
+
+def routes_that_dhcp_names_count_instead_of_the_router() -> None:
+    routes = "option staticroutes 10.77.0.0/16 10.9.0.2, 0.0.0.0/0 10.9.0.3"
+    with _dhcp_server("option router 10.9.0.1", routes):
+        network.bring_up(NetworkSettings())
+        assert {"10.77.0.0/16 via 10.9.0.2", "default via 10.9.0.3"} <= set(_routes())
+        assert "default via 10.9.0.1" not in _routes()
+
+
 _SCENES = (
+    an_address_from_dhcp_on_the_card_that_has_a_link,
+    routes_that_dhcp_names_count_instead_of_the_router,
     each_thing_that_is_missing,
     a_store_that_answers,
     an_address_set_by_hand_stays,
@@ -105,6 +169,12 @@ def test_the_network(scene: Callable[[], None], tmp_path: Path) -> None:
 
 if __name__ == "__main__":
     folder = Path(sys.argv[2])
+    script = folder / "dhcp"
+    script.write_text(
+        render("dhcp.sh.j2", folder=folder / "network", resolver=folder / "resolv.conf")
+    )
+    script.chmod(0o755)
+    network._DHCP_SCRIPT = str(script)  # type: ignore[misc]
     network.FOLDER = folder / "network"  # type: ignore[misc]
     network._RESOLVER = folder / "resolv.conf"  # type: ignore[misc]
     globals()[sys.argv[1]]()

@@ -15,8 +15,9 @@ from restored_disks import PASSPHRASE, SIZE, Saved, digest
 
 from imager.blockdev import BlockDisk
 from imager.console import Output
-from imager.errors import SecretError, StoreRefused, StoreUnreachable, WrongPassphrase
+from imager.errors import ConfigError, SecretError, StoreRefused, StoreUnreachable, WrongPassphrase
 from imager.layout.disk import DiskIdentity
+from imager.network_settings import NetworkSettings
 from imager.repository.backend.endpoint import Endpoint
 from imager.repository.store_keys import StoreKeys
 from restore import clock, network, unattended
@@ -234,11 +235,17 @@ def test_what_is_missing_is_shown_until_it_is_there(
         ),
         (_REACHED,),
     ]
-    brought_up = []
+    brought_up: list[NetworkSettings] = []
     is_up = iter([False, False, False])
     monkeypatch.setattr(network, "diagnose", lambda *_, **__: answers.pop(0))
     monkeypatch.setattr(network, "is_up", lambda: next(is_up))
-    monkeypatch.setattr(network, "bring_up", brought_up.append)
+
+    def bring_up(settings: NetworkSettings) -> None:
+        brought_up.append(settings)
+        if len(brought_up) == 1:
+            raise ConfigError("this machine has no network card eno7")
+
+    monkeypatch.setattr(network, "bring_up", bring_up)
     monkeypatch.setattr(network, "take_down", lambda: None)
     monkeypatch.setattr(network, "cards", lambda: (network.Card("eno1", "52:54:00:1", True),))
     typed = ("10.0.0.9", "none", "none", "10.0.0.9/24", "10.0.0.1", "none")
@@ -246,6 +253,7 @@ def test_what_is_missing_is_shown_until_it_is_there(
     _stores(medium).open(location, Found())
     assert [str(settings.address) for settings in brought_up] == ["()", "()", "10.0.0.9/24"]
     shown = capsys.readouterr().out
+    assert "no network card eno7" in shown
     assert "link  NO: no network card has a link" in shown
     assert "Plug it in." in shown
     assert "with the length of its prefix" in shown
