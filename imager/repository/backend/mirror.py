@@ -195,10 +195,15 @@ class Mirror:
         """Remove an object from all sites; from none unless all are up."""
         self._everywhere(lambda site: site.delete(name))
 
-    def locked_until(self, name: str) -> float | None:
-        """Return until when any site keeps an object."""
-        times = self._everywhere(lambda site: site.locked_until(name))
-        return max((time for time in times if time is not None), default=None)
+    def locked_until(self, name: str, *, shortest: bool = False) -> float | None:
+        """Return until when any site keeps an object, or all that lock do."""
+        times = self._everywhere(
+            lambda site: (site.lock_span, site.locked_until(name, shortest=shortest))
+        )
+        if shortest:
+            kept = [time for span, time in times if span is not None]
+            return None if None in kept else min(filter(None, kept), default=None)
+        return max((time for _, time in times if time is not None), default=None)
 
     def retain(self, name: str, until: float) -> None:
         """Let every site that locks keep an object."""
