@@ -160,7 +160,9 @@ def test_of_two_sites_the_shorter_lock_counts(tiny: Tiny, tmp_path: Path) -> Non
         "without": DirectoryBackend(tmp_path / "third"),
     }
     shutil.copytree(tiny.path, tmp_path / "third")
-    mirror = Mirror("mirror:x", sites, 1, "config", Notes(tmp_path / "x", tmp_path / "notes"))
+    mirror = Mirror(
+        "mirror:x", sites, 1, "config", "indexes/", Notes(tmp_path / "x", tmp_path / "notes")
+    )
     repository = replace(tiny.open(), backend=mirror)
     keys = repository.credential_keys(tiny.credential)
     made = plan(repository, keys, NONE)
