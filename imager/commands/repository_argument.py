@@ -49,6 +49,7 @@ def repository_argument(
                 store_credentials,
                 authorities,
                 _confirm if sys.stdin.isatty() else None,
+                _passphrase if sys.stdin.isatty() else None,
                 upload=limit_upload,
                 download=limit_download,
             )
@@ -101,3 +102,8 @@ def _confirm(key: HostKey) -> bool:
         err=True,
     )
     return click.confirm("Trust it from now on?", default=False, err=True)
+
+
+def _passphrase(path: Path) -> str:
+    answer: str = click.prompt(f"Passphrase of the key {path}", hide_input=True, err=True)
+    return answer

@@ -123,7 +123,7 @@ def serve(
     folder = state or Path("~/.local/state/remetal/serve").expanduser()
     whose = hashlib.sha256(f"{repo.resolve()}\0{name}".encode()).hexdigest()[:32]
     may_add = _is_of_capture if role is Role.APPEND_ONLY else is_name
-    permit = Permit(role, Budget(folder / whose, quota, limit), most, may_add)
+    permit = Permit(role, Budget(folder / whose, quota, limit), most, may_add, _digest_of)
     server = Server(DirectoryBackend(repo), permit, log.refused, _STDIN, _STDOUT)
     try:
         server.run()
@@ -142,6 +142,12 @@ def _is_of_capture(name: str) -> bool:
     return names.folder_of(name) is not None and name.startswith(_OF_CAPTURE)
 
 
+def _digest_of(name: str) -> bytes | None:
+    """Return the SHA-256 that the name of an object is made of."""
+    digest = names.digest_of(name)
+    return None if digest is None else bytes.fromhex(digest)
+
+
 def _line(
     public_key: Path, repo: Path, role: Role, options: Mapping[str, str | int | Path | None]
 ) -> str:
@@ -157,5 +163,6 @@ def _line(
     for option, value in options.items():
         if value is not None:
             words += [option, str(value.absolute() if isinstance(value, Path) else value)]
-    command = shlex.join(words).replace("\\", "\\\\").replace('"', '\\"')
+    # sshd takes a backslash for itself only before a quotation mark.
+    command = shlex.join(words).replace('"', '\\"')
     return f'restrict,command="{command}" {" ".join(key)}'

@@ -71,7 +71,7 @@ def plan(
         if entry.modified < clock - span / 2
     ]
     with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="lock") as pool:
-        times = pool.map(backend.locked_until, old)
+        times = pool.map(lambda name: backend.locked_until(name, shortest=True), old)
         due = [
             name
             for name, until in zip(old, times, strict=True)

@@ -373,9 +373,9 @@ class View:
         """Refuse: a plan removes nothing."""
         raise OutputError(f"{name} can't be removed while a repair is planned")
 
-    def locked_until(self, name: str) -> float | None:
+    def locked_until(self, name: str, *, shortest: bool = False) -> float | None:
         """Return until when the store keeps an object."""
-        return self._backend.locked_until(name)
+        return self._backend.locked_until(name, shortest=shortest)
 
     def retain(self, name: str, until: float) -> None:
         """Refuse: a plan locks nothing."""

@@ -1,6 +1,9 @@
 """Which version counts, on real stores: whatever is put or marked above it, the first."""
 
+import base64
+import hashlib
 import math
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -171,6 +174,7 @@ def test_a_lock_is_extended_for_what_is_read_and_its_time_stays(
     until = backend.now() + 40 * DAY
     backend.retain(NAME, until)
     assert backend.locked_until(NAME) == math.ceil(until)
+    assert backend.locked_until(NAME, shortest=True) == math.ceil(until)
     backend.retain(NAME, until - DAY)
     assert backend.locked_until(NAME) == math.ceil(until)
     backend.retain(NAME, until + DAY)
@@ -179,6 +183,30 @@ def test_a_lock_is_extended_for_what_is_read_and_its_time_stays(
     with pytest.raises(ObjectLocked):
         backend.delete(NAME)
     assert [each.newer for each in backend.list("")] == [1], "all of it goes, or nothing"
+
+
+def test_what_is_put_above_an_object_does_not_stand_in_for_its_lock(
+    engine: Engine, backend: S3Backend, place: Place
+) -> None:
+    """Else whoever may put could keep locks from being extended: what is new is locked anew."""
+    client, bucket, key = engine.client(engine.owner), bucket_of(place), f"repo/{NAME}"
+    backend.put_new(NAME, [b"true"])
+    assert backend.locked_until(NAME, shortest=True) is None
+    until = datetime.fromtimestamp(math.ceil(backend.now() + 40 * DAY), UTC)
+    client.put_object(
+        Bucket=bucket,
+        Key=key,
+        Body=b"false",
+        ObjectLockMode="GOVERNANCE",
+        ObjectLockRetainUntilDate=until,
+        ContentMD5=base64.b64encode(hashlib.md5(b"false", usedforsecurity=False).digest()).decode(),
+    )
+    assert backend.locked_until(NAME) == until.timestamp()
+    assert backend.locked_until(NAME, shortest=True) is None
+    backend.retain(NAME, backend.now() + 2 * DAY)
+    found = backend.locked_until(NAME, shortest=True)
+    assert found is not None
+    assert found < until.timestamp()
 
 
 def test_what_nobody_may_lift_stays_so(engine: Engine) -> None:

@@ -5,6 +5,7 @@ server, or of sshd where that refuses it already.
 """
 
 import contextlib
+import hashlib
 import math
 import subprocess
 import time
@@ -24,8 +25,15 @@ from imager.repository.retrieval import Unlocked, open_image
 from imager.units import DAY
 from tests.ssh.conftest import Served
 
-NEW_PACK = f"packs/ab/{'ab' * 32}"
-NEW_IMAGE = f"images/{'cd' * 32}"
+
+def pack_of(data: bytes) -> str:
+    """The only name that a pack of these bytes may have."""
+    name = hashlib.sha256(data).hexdigest()
+    return f"packs/{name[:2]}/{name}"
+
+
+NEW_PACK = pack_of(b"whole")
+NEW_IMAGE = f"images/{hashlib.sha256(b'honest').hexdigest()}"
 
 
 class Raw:
@@ -139,6 +147,16 @@ def test_other_bytes_than_announced(served: Served, raw: Raw) -> None:
     assert not (served.tiny.path / NEW_IMAGE).exists()
 
 
+def test_taking_the_name_of_what_is_to_come(served: Served, raw: Raw) -> None:
+    """Of an object that a second site lacks, or that is to be brought back: its name is known."""
+    for name in (NEW_PACK, NEW_IMAGE):
+        assert raw.ask(Kind.PUT, announced(name, b"ransom"))[0] is Kind.DONE
+        raw.channel.sendall(b"".join(frames.frame(Kind.DATA, b"ransom")))
+        assert raw.fault(Kind.END, digest(b"ransom")) is Fault.WRONG_HASH
+        assert f'refused=put object="{name}" reason="other bytes' in served.sshd.served
+        assert not (served.tiny.path / name).exists()
+
+
 @pytest.mark.parametrize(
     "name",
     ["packs/7f", "images/x", f"generations/{2}", f"removals/{'ab' * 32}", f"parity/ab/{'ab' * 32}"],
@@ -168,7 +186,8 @@ def test_filling_the_disk(served: Served, raw: Raw) -> None:
 
     def fill() -> None:
         for number in range(200):
-            backend.put_new(f"packs/{number:02x}/{number:02x}{number:062x}", [bytes(1 << 20)])
+            data = number.to_bytes(1 << 20)
+            backend.put_new(pack_of(data), [data])
 
     with pytest.raises(NoRoom):
         fill()
@@ -208,6 +227,14 @@ def test_other_orders(served: Served, order: str) -> None:
         spoken.answer()
     assert spoken.channel.recv_exit_status() != 0
     assert f'refused=command object="{order}"' in served.sshd.served
+    spoken.close()
+
+
+def test_a_long_order_makes_no_long_line(served: Served) -> None:
+    spoken = Raw(served, f"remetal serve --may-delete /{'x' * 100_000}")
+    with pytest.raises(EOFError):
+        spoken.answer()
+    assert max(map(len, served.sshd.served.splitlines())) < 1000
     spoken.close()
 
 

@@ -13,7 +13,6 @@ import pytest
 from imager.errors import (
     MalformedAnswer,
     NoRoom,
-    SecretError,
     StoreRefused,
     StoreUnreachable,
     UntrustedHost,
@@ -183,7 +182,7 @@ def test_first_contact_is_shown_and_remembered_when_confirmed(
 
 def test_a_key_that_others_can_read_is_refused(served: Served) -> None:
     served.key.chmod(0o644)
-    with pytest.raises(SecretError, match="others can read"):
+    with pytest.raises(StoreRefused, match="others can read"):
         served.backend.get("config")
 
 

@@ -3,13 +3,15 @@
 import contextlib
 import os
 import queue
+import threading
 from collections.abc import Callable
 from typing import Final, Generic, Protocol, TypeVar
 
 import paramiko
 
+from imager.errors import StoreRefused, StoreUnreachable
 from imager.repository.backend import retry
-from imager.repository.backend.ssh import Connection, translated
+from imager.repository.backend.ssh import Connection, SessionRefused, translated
 
 # sshd lets ten channels into one connection by default.
 _MOST: Final = 8
@@ -35,8 +37,9 @@ _Result = TypeVar("_Result")
 class Channels(Generic[_Spoken]):
     """Sessions that are lent to one call each; eight at once at most.
 
-    A call that meets a broken or silent link is made again on a new session, for five minutes. In a
-    child process everything is made anew.
+    A call that meets a broken or silent link is made again on a new session, for five minutes; so is
+    one that a host refuses which let us in before, since it may just be starting up. In a child process
+    everything is made anew.
 
     Args:
         connection: to the host.
@@ -55,7 +58,10 @@ class Channels(Generic[_Spoken]):
         self._answered = answered
         self._owner = os.getpid()
         self._has_answered = False
+        self._lock = threading.Lock()
+        self._most = _MOST
         self._free: queue.LifoQueue[_Spoken | None] = _empty()
+        self._inherited: list[object] = []
 
     def call(self, request: Callable[[_Spoken], _Result]) -> _Result:
         """Return what a request returns; it may be made any number of times.
@@ -64,18 +70,23 @@ class Channels(Generic[_Spoken]):
             LinkError: the host can't be reached, or is not the right one, or lets nobody in.
         """
         patience = retry.PATIENCE if self._has_answered else retry.FIRST_PATIENCE
-        return retry.patiently(lambda: self._once(request), patience)
+        try:
+            return retry.patiently(lambda: self._once(request), patience)
+        except _RefusedForNow as error:
+            raise error.refusal from None
 
     def _once(self, request: Callable[[_Spoken], _Result]) -> _Result:
         if self._owner != os.getpid():
-            self._free, self._owner = _empty(), os.getpid()
+            # What is collected here would say goodbye on the link that the parent goes on with.
+            self._inherited.append(self._free)
+            self._free, self._owner, self._most = _empty(), os.getpid(), _MOST
+            self._lock = threading.Lock()
         free = self._free
         session: _Spoken | None = free.get()
         try:
             with translated(self._connection.address):
-                if session is None or session.is_closed:
-                    session = self._begin(self._connection)
-                    self._has_answered = True
+                while session is None or session.is_closed:
+                    session = self._begun() or free.get()
                 return request(session)
         except BaseException as error:
             # Unless the server has said what is wrong, nobody knows where its next word begins.
@@ -89,6 +100,31 @@ class Channels(Generic[_Spoken]):
             raise
         finally:
             free.put(session)
+
+    def _begun(self) -> _Spoken | None:
+        """Return a new session; None where the host lets no more in: from now on there is one less."""
+        try:
+            session = self._begin(self._connection)
+        except SessionRefused:
+            with self._lock:
+                if self._most == 1:
+                    raise
+                self._most -= 1
+            return None
+        except StoreRefused as error:
+            if self._has_answered:
+                raise _RefusedForNow(error) from error
+            raise
+        self._has_answered = True
+        return session
+
+
+class _RefusedForNow(StoreUnreachable):
+    """A host that let us in before and does not now: it may be starting up."""
+
+    def __init__(self, refusal: StoreRefused) -> None:
+        super().__init__(refusal.message, hint=refusal.hint)
+        self.refusal = refusal
 
 
 def _empty() -> "queue.LifoQueue[_Spoken | None]":

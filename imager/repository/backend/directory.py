@@ -164,8 +164,9 @@ class DirectoryBackend:
                 hint="Check that it can be written to.",
             ) from error
 
-    def locked_until(self, name: str) -> float | None:
+    def locked_until(self, name: str, *, shortest: bool = False) -> float | None:
         """Return infinity for what is immutable; see `protocol.Backend.locked_until`."""
+        del shortest
         target = self._path(name)
         try:
             is_kept = target.exists() and (_is_fixed(target) or _is_fixed(target.parent))

@@ -84,9 +84,9 @@ class Limited:
         """Remove an object; see `protocol.Backend.delete`."""
         self._backend.delete(name)
 
-    def locked_until(self, name: str) -> float | None:
+    def locked_until(self, name: str, *, shortest: bool = False) -> float | None:
         """Return until when the store keeps an object; see `protocol.Backend.locked_until`."""
-        return self._backend.locked_until(name)
+        return self._backend.locked_until(name, shortest=shortest)
 
     def retain(self, name: str, until: float) -> None:
         """Let the store keep an object; see `protocol.Backend.retain`."""

@@ -2,7 +2,9 @@
 
 Writes go to all sites at once, and count when the configured number of sites has the object. A site
 that fails is left out of the writes for the rest of the run, is noted, and is told of until
-`remetal sync` has brought it up to date: what it holds meanwhile is older, and whole. Reads go to the
+`remetal sync` has brought it up to date: what it holds meanwhile is older, and whole. So it is in later
+runs, and for other machines: a site that lacks an index which another one has is left out as well, since
+what is written now may rely on what it lacks, and counts as no copy. Reads go to the
 sites in turn of how well they do, and fail over at once; a site that is silent is not waited for.
 
 What is decided from a mirror must hold for all of its sites, so with a site down:
@@ -22,6 +24,7 @@ import heapq
 import itertools
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from functools import partial
@@ -41,6 +44,7 @@ from imager.repository.backend.mirror_notes import Notes
 from imager.repository.backend.protocol import Backend, Buffer, Entry
 
 _GRACE: Final = 10.0  # seconds that a site may take longer than the others
+_LOOK_AGAIN: Final = 0.5
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 
 _Result = TypeVar("_Result")
@@ -55,6 +59,8 @@ class Mirror:
         copies: of each object that is written, before the write counts.
         root: name of the object by which a repository is known. A site without it is empty, as one
             whose disk is not there; a site with another is of another repository.
+        proof: what the names of those objects begin with that are put after what they need: whoever lacks
+            one of them is behind.
         notes: where it is noted that a site is behind.
 
     Raises:
@@ -62,15 +68,26 @@ class Mirror:
     """
 
     def __init__(
-        self, location: str, sites: Mapping[str, Backend], copies: int, root: str, notes: Notes
+        self,
+        location: str,
+        sites: Mapping[str, Backend],
+        copies: int,
+        root: str,
+        proof: str,
+        notes: Notes,
     ) -> None:
         self._location = location
         self._sites = dict(sites)
         self._copies = copies
         self._root = root
+        self._proof = proof
         self._notes = notes
         self._lock = threading.Lock()
         self._is_met = False
+        self._comparing = threading.Lock()
+        self._behind: dict[str, str] | None = (
+            None  # what lacks something, and why; None until it is known
+        )
         self._down: dict[str, str] = {}  # for writes, and why
         self._absent: set[str] = set()  # of those, what holds no repository
         self._slow: dict[str, int] = dict.fromkeys(sites, 0)  # how often a site did badly
@@ -110,7 +127,8 @@ class Mirror:
         # A site that is not waited for may still read it when the caller has gone on.
         data = b"".join(parts)
         put = partial(self._put, name, data, modified)
-        labels = list(self._reachable())
+        behind = self._compared()
+        labels = [label for label in self._reachable() if label not in behind]
         created: Sequence[bool] = ()
         problems: Sequence[RemetalError] = ()
         if not _DIGEST.fullmatch(_last(name)):
@@ -193,12 +211,19 @@ class Mirror:
 
     def delete(self, name: str) -> None:
         """Remove an object from all sites; from none unless all are up."""
+        for label, why in self._compared().items():
+            raise self._not_up(label, why)
         self._everywhere(lambda site: site.delete(name))
 
-    def locked_until(self, name: str) -> float | None:
-        """Return until when any site keeps an object."""
-        times = self._everywhere(lambda site: site.locked_until(name))
-        return max((time for time in times if time is not None), default=None)
+    def locked_until(self, name: str, *, shortest: bool = False) -> float | None:
+        """Return until when any site keeps an object, or all that lock do."""
+        times = self._everywhere(
+            lambda site: (site.lock_span, site.locked_until(name, shortest=shortest))
+        )
+        if shortest:
+            kept = [time for span, time in times if span is not None]
+            return None if None in kept else min(filter(None, kept), default=None)
+        return max((time for _, time in times if time is not None), default=None)
 
     def retain(self, name: str, until: float) -> None:
         """Let every site that locks keep an object."""
@@ -309,11 +334,7 @@ class Mirror:
         self._meet()
         with self._lock:
             for label, why in self._down.items():
-                raise StoreUnreachable(
-                    f"site {label} of {self._location} is not up ({why})",
-                    hint="Nothing is removed from a mirror unless all its sites answer. Bring it up, "
-                    f"run `remetal sync {self._location}`, then this again.",
-                )
+                raise self._not_up(label, why)
         running = [_start(partial(deed, site)) for site in self._sites.values()]
         wait(running)
         return [future.result() for future in running]
@@ -350,8 +371,50 @@ class Mirror:
             did_well |= any(future.exception() is None for future in done)
         return [future for future in running if future not in left], list(left)
 
+    def _compared(self) -> Mapping[str, str]:
+        """Return which sites are behind, and why; of those that are up."""
+        self._meet()
+        with self._comparing:
+            if self._behind is None:
+                self._behind = self._compare()
+            return self._behind
+
+    def _compare(self) -> dict[str, str]:
+        end = time.monotonic() + _GRACE
+        while True:
+            held = dict(
+                found
+                for found in self._each(
+                    lambda site: (id(site), {entry.name for entry in site.list(self._proof)}),
+                    self._reachable(),
+                )
+                if found is not None
+            )
+            everything = set().union(*held.values())
+            behind = {
+                label: f"it lacks {count} of {len(everything)} objects in {self._proof}"
+                for label, site in self._sites.items()
+                if id(site) in held and (count := len(everything - held[id(site)]))
+            }
+            # Another machine may just be putting one: nothing tells when it is everywhere.
+            if not behind or time.monotonic() > end:
+                break
+            time.sleep(_LOOK_AGAIN)
+        for label, why in behind.items():
+            self._notes.behind(label, why)
+        # Where none has everything, there is none that would be better.
+        return behind if len(behind) < len(held) else {}
+
+    def _not_up(self, label: str, why: str) -> StoreUnreachable:
+        return StoreUnreachable(
+            f"site {label} of {self._location} is not up ({why})",
+            hint="Nothing is removed from a mirror unless all its sites answer and hold the same. Bring "
+            f"it up, run `remetal sync {self._location}`, then this again.",
+        )
+
     def _too_few(self, text: str) -> StoreUnreachable:
-        down = "; ".join(f"{label}: {why}" for label, why in self._down.items())
+        missing = {**self._down, **(self._behind or {})}
+        down = "; ".join(f"{label}: {why}" for label, why in missing.items())
         return StoreUnreachable(f"{self._location}: {text} ({down})" if down else text)
 
 

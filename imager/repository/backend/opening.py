@@ -13,6 +13,8 @@ from imager.repository.backend.protocol import Backend
 MIRROR: Final = "mirror:"
 # The object by which the sites of a mirror know that they hold the same repository.
 _ROOT: Final = "config"
+# What is put after everything that it names.
+_PROOF: Final = "indexes/"
 
 
 def _s3(place: Place) -> Backend:
@@ -41,7 +43,7 @@ def _mirror(place: Place) -> Backend:
     path = Path(place.location.removeprefix(MIRROR)).expanduser()
     places, copies = read_mirror_file(path, place.access)
     sites = {name: open_backend(site) for name, site in places.items()}
-    return Mirror(place.location, sites, copies, _ROOT, Notes(path))
+    return Mirror(place.location, sites, copies, _ROOT, _PROOF, Notes(path))
 
 
 # By scheme; each imports its own library only when it is asked for.

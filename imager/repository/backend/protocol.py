@@ -123,8 +123,13 @@ class Backend(Protocol):
         """
         ...
 
-    def locked_until(self, name: str) -> float | None:
+    def locked_until(self, name: str, *, shortest: bool = False) -> float | None:
         """Return until when the store keeps an object, whoever asks to delete it; for any thread.
+
+        Args:
+            name: of the object.
+            shortest: rather than when all of it may go, of its copies at several sites and of what was
+                put above it, when the first may of what is read: what must never come.
 
         Returns:
             Seconds since the epoch by the store's clock, infinite if the lock ends only when somebody

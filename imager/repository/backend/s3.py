@@ -194,13 +194,14 @@ class S3Backend:
         finally:
             self._remembered.forget(key)
 
-    def locked_until(self, name: str) -> float | None:
-        """Return until when all of an object's versions are kept; see `protocol.Backend`."""
+    def locked_until(self, name: str, *, shortest: bool = False) -> float | None:
+        """Return until when one of an object's versions is kept, or the first; see `protocol`."""
         if not self._bucket.has_locks:
             return None
         key = self._key(name)
         try:
-            return self._lock_of(key, self._every(key).versions)
+            versions = self._every(key).versions
+            return self._lock_of(key, versions[-1:] if shortest else versions)
         except ClientError as error:
             raise self._caller.refusal(f"tell until when it keeps {name}", error) from error
 

@@ -7,6 +7,7 @@ are free, and changes and removes nothing.
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import select
 import shlex
@@ -29,7 +30,7 @@ from imager.errors import (
     StoreUnreachable,
 )
 from imager.repository.backend import frames
-from imager.repository.backend.directory import DirectoryBackend
+from imager.repository.backend.directory import DirectoryBackend, Incoming
 from imager.repository.backend.frames import Fault, Greeting, Kind, Put, Role
 from imager.repository.backend.protocol import Buffer, is_name
 from imager.repository.backend.serve_budget import Budget
@@ -73,12 +74,15 @@ class Permit:
         most: bytes of the largest object.
         may_add: whether it may add an object of a name; what a key adds of another sort may stop
             others, such as a file where they need a folder.
+        digest_of: the SHA-256 that an object of a name must have, if its name says so; else a key could
+            take the name of what somebody has yet to bring, or to bring back.
     """
 
     role: Role
     budget: Budget
     most: int = MOST_BYTES
     may_add: Callable[[str], bool] = is_name
+    digest_of: Callable[[str], bytes | None] = lambda _: None
 
 
 def check_order(order: str | None, repository: Path) -> None:
@@ -189,23 +193,13 @@ class Server:
         is_owner = self._permit.role is Role.MAY_DELETE
         if put.modified == put.modified and not is_owner:
             raise Refused(Fault.NOT_ALLOWED, "this key can't say when an object came")
-        if not self._permit.budget.reserve(put.size):
-            raise Refused(Fault.OVER_QUOTA, "the quota of this key is used up")
         created = False
-        try:
-            with self._store.begin(put.name) as incoming:
-                if incoming.exists:
-                    self._send(Kind.THERE)
-                    digest = self._end_of(*frames.read_head(self._input.exactly))
-                else:
-                    self._send(Kind.DONE)
-                    digest = self._take(put.size, incoming.write)
-                    created = incoming.finish(
-                        None if put.modified != put.modified else put.modified
-                    )
-        finally:
-            if not created:
-                self._permit.budget.give_back(put.size)
+        with self._store.begin(put.name) as incoming:
+            if incoming.exists:
+                self._send(Kind.THERE)
+                digest = self._end_of(*frames.read_head(self._input.exactly))
+            else:
+                digest, created = self._receive(put, incoming)
         if created:
             self.created += 1
             self.stored_bytes += put.size
@@ -216,14 +210,29 @@ class Server:
             self._refuse("put", put.name, "it is there, with other bytes")
             self._send(Kind.OTHER)
 
-    def _take(self, size: int, write: Callable[[list[Buffer]], None]) -> bytes:
-        """Read an object up to its end, whatever happens, and return its BLAKE3.
+    def _receive(self, put: Put, incoming: Incoming) -> tuple[bytes, bool]:
+        """Store what is not there yet; return its BLAKE3, and whether nobody else did so meanwhile."""
+        if not self._permit.budget.reserve(put.size):
+            raise Refused(Fault.OVER_QUOTA, "the quota of this key is used up")
+        created = False
+        try:
+            self._send(Kind.DONE)
+            digest = self._take(put, incoming.write)
+            created = incoming.finish(None if put.modified != put.modified else put.modified)
+        finally:
+            if not created:
+                self._permit.budget.give_back(put.size)
+        return digest, created
+
+    def _take(self, put: Put, write: Callable[[list[Buffer]], None]) -> bytes:
+        """Read an object up to its end, whatever happens, and return the BLAKE3 that is said of it.
 
         Raises:
             OSError: it could not be written.
             Refused: it is not what the other side says.
         """
-        digest, left = blake3(), size
+        named, left = self._permit.digest_of(put.name), put.size
+        digest = blake3() if named is None else hashlib.sha256()
         problem: OSError | None = None
         while True:
             kind, length = frames.read_head(self._input.exactly)
@@ -232,8 +241,8 @@ class Server:
             if length > left:
                 raise MalformedAnswer("an object is longer than was said")
             left -= length
-            self._permit.budget.spend(length)
-            for data in self._input.pieces(length):
+            for data in self._input.pieces(length, self._permit.budget.step):
+                self._permit.budget.spend(len(data))
                 digest.update(data)
                 if problem is None:
                     try:
@@ -243,7 +252,7 @@ class Server:
         said = self._end_of(kind, length)
         if problem is not None:
             raise problem
-        if left or digest.digest() != said:
+        if left or digest.digest() != (named or said):
             raise Refused(Fault.WRONG_HASH, "other bytes came than were announced")
         return said
 
@@ -274,7 +283,7 @@ class Server:
 
     def _give(self, name: str, offset: int, length: int) -> None:
         self._send(Kind.SIZE, frames.size(length))
-        for part in self._store.pieces(name, offset, length, frames.MOST_PAYLOAD):
+        for part in self._store.pieces(name, offset, length, self._permit.budget.step):
             self._send_data(part)
         self._send(Kind.END)
 
@@ -360,12 +369,12 @@ class _Input:
         """
         return b"".join(bytes(piece) for piece in self.pieces(length))
 
-    def pieces(self, length: int) -> Iterator[memoryview]:
+    def pieces(self, length: int, most: int = _READ_AT_ONCE) -> Iterator[memoryview]:
         """Yield the next bytes piece by piece, each to be used before the next; errors as above."""
         while length:
             while self._start == self._end:
                 self._fill()
-            piece = self._buffer[self._start : min(self._end, self._start + length)]
+            piece = self._buffer[self._start : min(self._end, self._start + min(length, most))]
             self._start += len(piece)
             length -= len(piece)
             yield piece

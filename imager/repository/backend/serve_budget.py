@@ -4,18 +4,25 @@ import fcntl
 import os
 import struct
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from imager.errors import OutputError
 from imager.units import DAY
 
 PERIOD: Final = 30 * DAY
 LEAST: Final = 4096  # bytes that an object counts: what a filesystem takes for it, even if empty
-# Bytes that count against the quota, when they were counted, and when the line is free again.
-_STATE: Final = struct.Struct("<ddd")
+_LARGEST_STEP: Final = 1 << 20
+_LEAST_STEP: Final = 1 << 12
+_SHARED_BY: Final = 8  # connections of one client
+# Bytes that count against the quota, and when they were counted by the clock of the world; when the
+# line is free again by the clock that runs since the machine started, and which start that was.
+_STATE: Final = struct.Struct("<ddd16s")
+_BOOT: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +41,11 @@ class Budget:
     path: Path
     quota: int | None
     rate: int | None
+
+    @property
+    def step(self) -> int:
+        """How many bytes to pass at once, so that none of a key's connections is silent for long."""
+        return _LARGEST_STEP if self.rate is None else max(_LEAST_STEP, self.rate // _SHARED_BY)
 
     def reserve(self, size: int) -> bool:
         """Count an object that is about to come; whether there is room for it in the quota."""
@@ -58,26 +70,34 @@ class Budget:
         if self.rate is None:
             return
         with self._state() as state:
-            now = time.time()
-            # A clock that was set back does not stop the line for longer than a second.
-            free = min(state.free, now + 1.0 + size / self.rate)
-            begin = max(now, free)
+            now = time.monotonic()
+            begin = max(now, state.free)
             state.free = begin + size / self.rate
         if begin > now:
             time.sleep(begin - now)
 
     @contextmanager
     def _state(self) -> Iterator["_State"]:
-        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            held = os.pread(descriptor, _STATE.size, 0)
-            state = _State(*(_STATE.unpack(held) if len(held) == _STATE.size else (0.0, 0.0, 0.0)))
-            yield state
-            os.pwrite(descriptor, _STATE.pack(state.used, state.counted, state.free), 0)
-        finally:
-            os.close(descriptor)
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                held = os.pread(descriptor, _STATE.size, 0)
+                state, boot = _State(), uuid.UUID(_BOOT.read_text().strip()).bytes
+                if len(held) == _STATE.size:
+                    used, counted, free, at = _STATE.unpack(held)
+                    state = _State(used, counted, free if at == boot else 0.0)
+                yield state
+                words = _STATE.pack(state.used, state.counted, state.free, boot)
+                os.pwrite(descriptor, words, 0)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise OutputError(
+                f"the server can't count what this key sends: {error.strerror}",
+                hint=f"Check {self.path.parent} there.",
+            ) from error
 
 
 def _counted(size: int) -> int:
@@ -86,6 +106,6 @@ def _counted(size: int) -> int:
 
 @dataclass(slots=True)
 class _State:
-    used: float
-    counted: float
-    free: float
+    used: float = 0.0
+    counted: float = 0.0
+    free: float = 0.0

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 _SOCKET: Final = Path("/dev/log")
+_LONGEST: Final = 300  # characters of what the other side has chosen
 
 
 class ServeLog:
@@ -50,8 +51,8 @@ class ServeLog:
             "%s refused=%s object=%s reason=%s",
             self._who,
             verb,
-            json.dumps(name[:300]),
-            json.dumps(why),
+            json.dumps(name[:_LONGEST]),
+            json.dumps(why[:_LONGEST]),
         )
 
     def note(self, text: str) -> None:

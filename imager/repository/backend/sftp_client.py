@@ -8,7 +8,7 @@ import contextlib
 import stat
 import struct
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from typing import Final
@@ -119,6 +119,7 @@ class SftpClient:
         self._next = 0
         self._asked: set[int] = set()  # and not answered yet
         self._answers: dict[int, tuple[int, memoryview]] = {}
+        self._unwanted: set[int] = set()  # requests whose answers nobody waits for any more
         channel.invoke_subsystem("sftp")
         self._send(_Packet.INIT, struct.pack(">I", _VERSION))
         kind, body = self._receive()
@@ -161,17 +162,20 @@ class SftpClient:
         """Write bytes from an offset on; each answer is looked at."""
         waiting: deque[int] = deque()
         most = max(1, _IN_FLIGHT // self._most)
-        for part in parts:
-            view = memoryview(part).cast("B")
-            for start in range(0, len(view), self._most):
-                data = view[start : start + self._most]
-                head = _string(handle) + struct.pack(">QI", offset, len(data))
-                waiting.append(self._request(_Packet.WRITE, head, data))
-                offset += len(data)
-                if len(waiting) >= most:
-                    self._succeeded(waiting.popleft())
-        while waiting:
-            self._succeeded(waiting.popleft())
+        try:
+            for part in parts:
+                view = memoryview(part).cast("B")
+                for start in range(0, len(view), self._most):
+                    data = view[start : start + self._most]
+                    head = _string(handle) + struct.pack(">QI", offset, len(data))
+                    waiting.append(self._request(_Packet.WRITE, head, data))
+                    offset += len(data)
+                    if len(waiting) >= most:
+                        self._succeeded(waiting.popleft())
+            while waiting:
+                self._succeeded(waiting.popleft())
+        finally:
+            self._drop(waiting)
 
     def read(self, handle: bytes, offset: int, length: int) -> Iterator[memoryview]:
         """Yield the bytes of a range in order; fewer if the file ends before."""
@@ -183,18 +187,23 @@ class SftpClient:
             body = _string(handle) + struct.pack(">QI", start, count)
             return self._request(_Packet.READ, body), start, count
 
-        while offset < end or waiting:
-            while offset < end and len(waiting) < most:
-                count = min(self._most, end - offset)
-                waiting.append(ask(offset, count))
-                offset += count
-            number, start, count = waiting.popleft()
-            data = self._data(number)
-            if len(data) > count:
-                raise MalformedAnswer("the SFTP server sends more than it was asked for")
-            yield data
-            if data and len(data) < count:  # a server may give less than it was asked for
-                waiting.appendleft(ask(start + len(data), count - len(data)))
+        try:
+            while offset < end or waiting:
+                while offset < end and len(waiting) < most:
+                    count = min(self._most, end - offset)
+                    waiting.append(ask(offset, count))
+                    offset += count
+                number, start, count = waiting.popleft()
+                data = self._data(number)
+                if not data:
+                    return
+                if len(data) > count:
+                    raise MalformedAnswer("the SFTP server sends more than it was asked for")
+                yield data
+                if len(data) < count:  # a server may give less than it was asked for
+                    waiting.appendleft(ask(start + len(data), count - len(data)))
+        finally:
+            self._drop(number for number, _, _ in waiting)
 
     def set_modified(self, handle: bytes, seconds: int) -> None:
         """Set the time of a file."""
@@ -312,8 +321,17 @@ class SftpClient:
             if len(body) < 4 or answered not in self._asked:
                 raise MalformedAnswer("the SFTP server sends an answer to nothing")
             self._asked.remove(answered)
-            self._answers[answered] = kind, body[4:]
+            if answered in self._unwanted:
+                self._unwanted.remove(answered)
+            else:
+                self._answers[answered] = kind, body[4:]
         return self._answers.pop(number)
+
+    def _drop(self, numbers: Iterable[int]) -> None:
+        """Keep no answers that nobody waits for any more."""
+        for number in numbers:
+            if self._answers.pop(number, None) is None:
+                self._unwanted.add(number)
 
     def _send(self, kind: _Packet, body: bytes, data: Buffer = b"") -> None:
         head = struct.pack(">IB", 1 + len(body) + len(data), kind) + body

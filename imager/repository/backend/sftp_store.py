@@ -150,9 +150,9 @@ class SftpStore:
         with self._writing(name):
             self._channels.call(remove)
 
-    def locked_until(self, name: str) -> None:
+    def locked_until(self, name: str, *, shortest: bool = False) -> None:
         """None: SFTP does not tell of locks."""
-        del name
+        del name, shortest
 
     def retain(self, name: str, until: float) -> None:
         """Do nothing; see `lock_span`."""
@@ -298,23 +298,36 @@ class _Upload:
             created = self._is_sent and self._is_ours(client)
         else:
             self._send(client)
-            self._is_sent = True
-            created = self._name(client)
+            was_sent, self._is_sent = self._is_sent, True
+            created = self._name(client, was_sent)
         with contextlib.suppress(SftpFailure):
             client.remove(self.temporary)
         _flush_folder(client, posixpath.dirname(self.target))
         return created
 
     def _send(self, client: SftpClient) -> None:
-        with client.opened(self.temporary, Open.WRITE | Open.CREATE) as handle:
-            # What a broken link left is a beginning: a server writes in the order of the requests.
-            done = client.stat_open(handle).size // _ROUND * _ROUND
+        with client.opened(self.temporary, Open.READ | Open.WRITE | Open.CREATE) as handle:
+            done = self._arrived(client, handle)
             client.write(handle, done, list(_from(self._parts, done)))
             if self._modified is not None:
                 client.set_modified(handle, int(self._modified))
             client.flush(handle)
 
-    def _name(self, client: SftpClient) -> bool:
+    def _arrived(self, client: SftpClient, handle: bytes) -> int:
+        """Return how many bytes of the beginning are there, as they must be.
+
+        Their number says too little: a write may have failed whose answer was lost with the link, and a
+        server that lost power has holes where nothing was written yet.
+        """
+        done, size = 0, client.stat_open(handle).size
+        while done < size:
+            there = b"".join(client.read(handle, done, min(_ROUND, size - done)))
+            if not there or not _begins_with(_from(self._parts, done), there):
+                break
+            done += len(there)
+        return done
+
+    def _name(self, client: SftpClient, was_sent: bool) -> bool:
         try:
             if client.offers(HARDLINK):
                 client.link(self.temporary, self.target)
@@ -322,7 +335,7 @@ class _Upload:
                 client.rename(self.temporary, self.target)
         except SftpFailure:
             if _is_there(client, self.target):
-                return False
+                return was_sent and self._is_ours(client)
             raise
         return True
 
@@ -372,3 +385,15 @@ def _from(parts: Sequence[memoryview], offset: int) -> Iterator[memoryview]:
         if offset < len(part):
             yield part[offset:]
         offset = max(0, offset - len(part))
+
+
+def _begins_with(parts: Iterator[memoryview], data: bytes) -> bool:
+    view = memoryview(data)
+    for part in parts:
+        length = min(len(part), len(view))
+        if part[:length] != view[:length]:
+            return False
+        view = view[length:]
+        if not view:
+            break
+    return not view

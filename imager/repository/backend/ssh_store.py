@@ -107,8 +107,9 @@ class SshStore:
         """Remove an object; see `protocol.Backend.delete`."""
         self._channels.call(lambda channel: channel.ask(Kind.DELETE, name.encode(), Kind.DONE))
 
-    def locked_until(self, name: str) -> float | None:
+    def locked_until(self, name: str, *, shortest: bool = False) -> float | None:
         """Return infinity for what is immutable there; see `protocol.Backend.locked_until`."""
+        del shortest
         return self._number(Kind.LOCKED, name)
 
     def retain(self, name: str, until: float) -> None:

@@ -1,12 +1,16 @@
 """The locks of what is kept are extended, and of nothing else, so that all else can go one day."""
 
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from imager.repository import pack
+from imager.repository.backend.directory import DirectoryBackend
+from imager.repository.backend.mirror import Mirror
+from imager.repository.backend.mirror_notes import Notes
 from imager.repository.repository import Repository
 from imager.repository.retrieval import Unlocked
 from imager.repository.statement import Signatory
@@ -34,9 +38,9 @@ class SpanBackend(KeepingBackend):
     def lock_span(self) -> float:
         return SPAN
 
-    def locked_until(self, name: str) -> float | None:
+    def locked_until(self, name: str, *, shortest: bool = False) -> float | None:
         self.asked.append(name)
-        return super().locked_until(name)
+        return super().locked_until(name, shortest=shortest)
 
     def retain(self, name: str, until: float) -> None:
         assert until > self._locks.get(name, 0.0)
@@ -141,3 +145,28 @@ def test_a_store_without_locks_is_left_alone(tiny: Tiny, tmp_path: Path) -> None
     keys = repository.credential_keys(tiny.credential)
     made = plan(repository, keys, NONE)
     assert extend_locks.plan(repository, keys, made, ()) is None
+
+
+def test_of_two_sites_the_shorter_lock_counts(tiny: Tiny, tmp_path: Path) -> None:
+    """A lock that one site extended must not hide that it ends at the other."""
+    tiny.add({"a": data()}, tmp_path)
+    old = grow_old(tiny, 16)
+    other = tmp_path / "other"
+    shutil.copytree(tiny.path, other)
+    now = tiny.open().backend.now()
+    sites = {
+        "a": SpanBackend(tiny.path, dict.fromkeys(old, now + SPAN)),
+        "b": SpanBackend(other, old),
+        "without": DirectoryBackend(tmp_path / "third"),
+    }
+    shutil.copytree(tiny.path, tmp_path / "third")
+    mirror = Mirror(
+        "mirror:x", sites, 1, "config", "indexes/", Notes(tmp_path / "x", tmp_path / "notes")
+    )
+    repository = replace(tiny.open(), backend=mirror)
+    keys = repository.credential_keys(tiny.credential)
+    made = plan(repository, keys, NONE)
+    images, _ = repository.images(keys)
+    extension = extend_locks.plan(repository, keys, made, {image.id for image in images})
+    assert extension is not None
+    assert set(extension.objects) == names(tiny, "")

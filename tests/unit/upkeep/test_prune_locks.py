@@ -35,7 +35,8 @@ class KeepingBackend(DirectoryBackend):
         super().__init__(root)
         self._locks = locks
 
-    def locked_until(self, name: str) -> float | None:
+    def locked_until(self, name: str, *, shortest: bool = False) -> float | None:
+        del shortest
         until = self._locks.get(name, -math.inf)
         return until if until > self.now() else None
 
