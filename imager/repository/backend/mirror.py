@@ -349,7 +349,7 @@ class Mirror:
         for future in done:
             try:
                 found.append(future.result())
-            except LinkError as error:
+            except (LinkError, OutputError, ObjectDamaged) as error:
                 self._leave_out(running[future], error)
         for future in late:
             self._leave_out(running[future], StoreUnreachable("it says nothing"))
