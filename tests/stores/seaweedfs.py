@@ -44,7 +44,8 @@ class SeaweedFS(Engine):
             f"-dir={folder}/data",
             "-master.volumeSizeLimitMB=512",
             "-master.telemetry=false",
-            "-volume.max=200",
+            # Each bucket takes seven of them.
+            "-volume.max=10000",
             "-filer=true",
             f"-filer.localSocket={folder}/filer.sock",
             "-s3",
