@@ -55,7 +55,6 @@ class Sshd:
             # Else bash would read ~/.bashrc, and whatever that does on this machine.
             SetEnv SHLVL=2
             Subsystem sftp internal-sftp
-            SetEnv HOME={folder}
             """
         )
 
