@@ -54,6 +54,12 @@ def check_repositories(config: MediumConfig) -> None:
                 f"`repositories`: {parts.hostname} is an alias of this machine's ~/.ssh/config",
                 hint=f"The medium does not know it: write {endpoint.host}.",
             )
+        if endpoint.port != (parts.port or 22):
+            raise ConfigError(
+                f"`repositories`: the port {endpoint.port} of {location} is known from this machine's "
+                "~/.ssh/config only",
+                hint=f"The medium does not know it: write {parts.hostname}:{endpoint.port}.",
+            )
         name = parts.hostname if endpoint.port == 22 else f"[{parts.hostname}]:{endpoint.port}"
         if known is not None and name not in known:
             raise ConfigError(

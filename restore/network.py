@@ -33,6 +33,7 @@ _TIMEOUT: Final = 30.0  # seconds for one `ip`
 _LINK_SECONDS: Final = 10.0  # a switch needs some seconds to find out how fast a new link is
 _LEASE_SECONDS: Final = 20.0
 _CONNECT_SECONDS: Final = 5.0
+_PATIENCE: Final = 90.0  # a port of a switch may pass nothing for its first half minute
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,13 +191,15 @@ def need(settings: NetworkSettings, endpoint: Endpoint) -> None:
     """Make sure that a host can be reached, bringing the network up if it is not.
 
     Raises:
-        StoreUnreachable: it can't; the sentence says what is missing.
+        StoreUnreachable: it can't, after a minute and a half; the sentence says what is missing.
         ConfigError: the card that was written down is none of this machine's.
         ProgramError: `ip` fails.
     """
     if not is_up():
         bring_up(settings)
-    last = diagnose(endpoint)[-1]
+    deadline = time.monotonic() + _PATIENCE
+    while not (last := diagnose(endpoint)[-1]).is_right and time.monotonic() < deadline:
+        time.sleep(1.0)  # what it waits for happens on other machines, and nothing tells of it
     if not last.is_right:
         raise StoreUnreachable(last.text, hint=last.advice)
 
@@ -279,11 +282,11 @@ def _check_route(address: str) -> Check:
 def _check_connection(endpoint: Endpoint, patience: float) -> Check:
     try:
         socket.create_connection((endpoint.host, endpoint.port), patience).close()
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         reason = (
             f"nothing came back within {patience:.0f} s"
             if isinstance(error, TimeoutError)
-            else (error.strerror or str(error)).lower()
+            else str(getattr(error, "strerror", None) or error).lower()
         )
         return Check(
             "TCP",
@@ -297,7 +300,7 @@ def _check_connection(endpoint: Endpoint, patience: float) -> Check:
 def _look_up(endpoint: Endpoint) -> tuple[str, ...]:
     try:
         found = socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM)
-    except OSError:
+    except (OSError, UnicodeError):  # a name may have a form that is none
         return ()
     return tuple(dict.fromkeys(str(sockaddr[0]) for *_, sockaddr in found))
 

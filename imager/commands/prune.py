@@ -109,12 +109,13 @@ def prune(
     if dry_run:
         out.say("Nothing was changed (--dry-run).")
     else:
+        # Before what may fail: whatever keeps a prune from its end, what is kept stays locked.
+        if extension is not None and extension.objects:
+            extend_locks.execute(repository.backend, extension)
         moving = sum(item.live for item in plan.repack)
         with out.progress("repack", moving) as advance:
             result = execute(plan, repository, keys, signatory, advance)
         _tell_result(out, result)
-        if extension is not None and extension.objects:
-            extend_locks.execute(repository.backend, extension)
     out.document(_document(verdict, plan, extension, result))
 
 

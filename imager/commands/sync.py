@@ -44,6 +44,12 @@ def _hours(
     metavar="FROM-TO",
     help="Copy only at these hours of the day, such as 22:00-06:00, and wait at all others.",
 )
+@click.option(
+    "--fill",
+    is_flag=True,
+    help="Also fill a site of a mirror that holds no repository. If it should hold one, its disk may "
+    "not be mounted.",
+)
 @click.option("--dry-run", is_flag=True, help="Show what is missing, and copy nothing.")
 @verb
 def sync(
@@ -51,6 +57,7 @@ def sync(
     repo: Place,
     other: str | None,
     hours: tuple[clock_time, clock_time] | None,
+    fill: bool,
     dry_run: bool,
 ) -> None:
     """Copy to OTHER what is in REPO and missing there; or make all sites of a mirror alike.
@@ -65,7 +72,7 @@ def sync(
       remetal sync /srv/images /mnt/second-copy --dry-run
       remetal sync mirror:/etc/remetal/mirror.toml --hours 22:00-06:00
     """
-    ways = _ways(repo, other)
+    ways = _ways(repo, other, fill)
     plans = []
     done: list[tuple[str, SyncPlan, Synced | None]] = []
     for text, source, target in ways:
@@ -92,20 +99,26 @@ def sync(
         Notes(Path(repo.location.removeprefix(MIRROR)).expanduser()).caught_up()
 
 
-def _ways(repo: Place, other: str | None) -> list[tuple[str, Backend, Backend]]:
+def _ways(repo: Place, other: str | None, fill: bool) -> list[tuple[str, Backend, Backend]]:
     """Return what is copied from where to where.
 
     Raises:
-        UsageError: it is one place, or a mirror and something else.
+        UsageError: it is one place, or a mirror and something else, or a site holds nothing.
     """
     first = open_backend(repo)
     if isinstance(first, Mirror):
         if other is not None:
             raise UsageError("a mirror is synchronised with itself; give no OTHER")
-        sites = first.sites
+        sites, holding = first.sites, _holding(first)
+        empty = [name for name in sites if name not in holding]
+        if not holding or (empty and not fill):
+            raise UsageError(
+                f"no repository is at {', '.join(empty)}",
+                hint="Mount its disk, if it should hold one. A new site is filled with --fill.",
+            )
         return [
             (f"{one} -> {another}", sites[one], sites[another])
-            for one in _holding(first)
+            for one in holding
             for another in sites
             if one != another
         ]

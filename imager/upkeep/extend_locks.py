@@ -10,12 +10,14 @@ writes them anew without it, and what is new is locked anew. Packs of an image t
 wants, but that the store still keeps, count as needed: that delays them by a span at most.
 """
 
+import math
 from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
 
 from imager.repository import names
+from imager.repository.backend.mirror import Mirror
 from imager.repository.backend.protocol import Backend, Entry
 from imager.repository.keyring import GroupKeys
 from imager.repository.repository import Repository
@@ -64,11 +66,13 @@ def plan(
         return None
     clock = backend.now()
     going = _going(made)
-    old = [names.CONFIG, *_old_packs(repository, made, going, clock - span / 2)]
+    # A mirror tells the time of the youngest copy, and each site locks its own.
+    before = math.inf if isinstance(backend, Mirror) else clock - span / 2
+    old = [names.CONFIG, *_old_packs(repository, made, going, before)]
     old += [
         entry.name
         for entry in _others(repository, keys, going, {object_of(image) for image in kept} - going)
-        if entry.modified < clock - span / 2
+        if entry.modified < before
     ]
     with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="lock") as pool:
         times = pool.map(lambda name: backend.locked_until(name, shortest=True), old)

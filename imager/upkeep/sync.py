@@ -8,8 +8,10 @@ statement says was removed is not brought back.
     sync from A to B, beside          is
     a capture into A                  safe: what is new after the listing comes with the next sync
     a capture into B                  safe: names are created, never replaced
-    prune of A                        safe: what vanishes on the way is left out, and told
-    prune of B                        safe: it sees images before it removes what they need
+    prune of A                        safe: what vanishes on the way is told; if it was a pack, no image
+                                      is copied before the next sync
+    prune of B                        safe: likewise of packs that B takes for unneeded before their
+                                      image is there; a new image brings back what B had removed
     check, repair of either           safe: objects appear whole
 """
 
@@ -20,7 +22,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Final
 
-from imager.errors import OBJECT_FAULTS, ObjectDamaged, ObjectMissing, UsageError
+from imager.errors import OBJECT_FAULTS, ObjectDamaged, ObjectMissing, OutputError, UsageError
 from imager.repository import names
 from imager.repository.backend.protocol import Backend, Entry
 from imager.repository.configuration import Configuration, repository_id
@@ -53,11 +55,13 @@ class SyncPlan:
         missing: at the target, in the order in which it comes.
         removed: names of objects that are left out, because they were removed.
         differing: names of objects that are of another size at the target; `repair` is for them.
+        packs: names of the packs that the target must have before an index or an image comes.
     """
 
     missing: tuple[Entry, ...]
     removed: tuple[str, ...]
     differing: tuple[str, ...]
+    packs: frozenset[str]
 
     @property
     def size(self) -> int:
@@ -108,10 +112,18 @@ def plan(source: Backend, target: Backend) -> SyncPlan:
             hint=f"`remetal repair {target.location} --from {source.location}` brings it back.",
         )
     gone = _removed(Repository.of(source, repository_id(config), configuration))
+    entries = list(source.list(""))
     if names.CONFIG in there:
-        gone |= _removed(Repository.of(target, repository_id(config), configuration))
+        gone_there = _removed(Repository.of(target, repository_id(config), configuration))
+        is_new = any(
+            entry.name.startswith(names.IMAGES)
+            and entry.name not in there.keys() | gone | gone_there
+            for entry in entries
+        )
+        # A new image may need a pack that was removed there: without a key nobody can tell.
+        gone |= {n for n in gone_there if not (is_new and n.startswith(names.PACKS))}
     missing, removed, differing = [], [], []
-    for entry in source.list(""):
+    for entry in entries:
         if not names.is_object(entry.name):
             continue
         other = there.get(entry.name)
@@ -123,7 +135,14 @@ def plan(source: Backend, target: Backend) -> SyncPlan:
         else:
             missing.append(entry)
     missing.sort(key=lambda entry: (_rank(entry.name), entry.modified, entry.name))
-    return SyncPlan(tuple(missing), tuple(removed), tuple(differing))
+    packs = {
+        entry.name
+        for entry in entries
+        if entry.name.startswith(names.PACKS) and names.is_object(entry.name)
+    }
+    return SyncPlan(
+        tuple(missing), tuple(removed), tuple(differing), frozenset(packs.difference(removed))
+    )
 
 
 def execute(
@@ -143,12 +162,14 @@ def execute(
         proceed: called before each object; it waits, or raises, when it is not the time.
 
     Raises:
-        OutputError: the target does not take it.
+        OutputError: the target does not take it, or has lost packs meanwhile that images may need.
     """
     copied = size = 0
     vanished: list[str] = []
     problems: list[Problem] = []
-    for _, group in groupby(made.missing, key=lambda entry: _rank(entry.name)):
+    for rank, group in groupby(made.missing, key=lambda entry: _rank(entry.name)):
+        if rank in {_rank(names.INDEXES), _rank(names.IMAGES)}:
+            _refuse_without(made.packs - {problem.name for problem in problems}, target)
         for entry, fault in _copied(list(group), source, target, proceed):
             if fault is None:
                 copied += 1
@@ -159,6 +180,16 @@ def execute(
             else:
                 problems.append(Problem(entry.name, fault))
     return Synced(copied, size, tuple(vanished), tuple(problems))
+
+
+def _refuse_without(packs: frozenset[str], target: Backend) -> None:
+    """Let no image come before its packs: a long sync meets prunes of both sides."""
+    lost = packs.difference(entry.name for entry in target.list(names.PACKS))
+    if lost:
+        raise OutputError(
+            f"{len(lost)} packs were removed meanwhile, so no image was copied",
+            hint="Run the sync again: it copies what is missing now.",
+        )
 
 
 def _copied(

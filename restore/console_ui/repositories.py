@@ -125,7 +125,8 @@ def _files_with(mark: bytes, place: Path) -> Iterator[Path]:
 
 def _holds(mark: bytes, path: Path) -> bool:
     try:
-        if not path.is_file() or path.stat().st_size > _MOST_KEY:
+        # A link may lead to something that never ends.
+        if path.is_symlink() or not path.is_file() or path.stat().st_size > _MOST_KEY:
             return False
         return mark in path.read_bytes()
     except OSError:

@@ -57,6 +57,7 @@ class Stores:
         self._settings = medium.network
         self._access = StoreAccess(medium)
         self.passphrases: list[str] = []
+        self._were_refused = False  # keys of the medium: then a person must be able to give others
 
     def open(self, location: str, found: Found) -> Repository:
         """Return a repository on the network.
@@ -80,6 +81,7 @@ class Stores:
             return Repository.open(Place(location, access))
         except StoreRefused:
             self._access.forget()  # so that other keys may be chosen
+            self._were_refused = True
             raise
 
     def _reach(self, endpoint: Endpoint) -> None:
@@ -157,7 +159,7 @@ class Stores:
         own = ["those on the medium, under their passphrase"] if self._access.is_locked else []
         options = [*own, *map(str, files)]
         chosen: int | str = 0
-        if options != own or not own:
+        if options != own or not own or self._were_refused:
             self._terminal.say()
             chosen = self._terminal.choose(
                 f"Which {what}?" if options else f"No {what} on the medium or on attached disks.",
@@ -183,6 +185,7 @@ class Stores:
                 self._access.unlock(secret)
             except WrongPassphrase as error:
                 if attempt == _ATTEMPTS:
+                    self._were_refused = True
                     raise
                 self._terminal.say(f"{error.message}; try again.")
             else:

@@ -2,13 +2,18 @@
 
 import json
 import shutil
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from imager.commands.sync import _ways as ways
 from imager.errors import ConfigError, StoreUnreachable, UsageError
+from imager.repository.backend import mirror as mirror_module
+from imager.repository.backend.directory import DirectoryBackend
+from imager.repository.backend.mirror_notes import Notes
 from imager.repository.backend.opening import open_backend
 from imager.repository.backend.place import Access, Place
 from tests.ssh.test_weather import place_of, through
@@ -204,3 +209,71 @@ def test_files_that_make_no_sense(tmp_path: Path, text: str) -> None:
         open_backend(f"mirror:{tmp_path / 'mirror.toml'}")
     assert "mirror.toml" in caught.value.message or "mirror itself" in caught.value.message
     assert caught.value.hint
+
+
+class Slow(DirectoryBackend):
+    """Answers late."""
+
+    def __init__(self, root: Path, release: threading.Event) -> None:
+        super().__init__(root)
+        self._release = release
+
+    def get(self, name: str) -> bytes:
+        self._release.wait(60)
+        return super().get(name)
+
+
+def test_nothing_is_put_anywhere_while_the_site_that_may_hold_the_repository_is_late(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One disk is not mounted, and the other site takes its time."""
+    monkeypatch.setattr(mirror_module, "_GRACE", 0.2)
+    held = DirectoryBackend(tmp_path / "town")
+    held.put_new("config", [b"config"])
+    release = threading.Event()
+    sites = {
+        "cellar": DirectoryBackend(tmp_path / "cellar"),
+        "town": Slow(held.folders[0], release),
+    }
+    notes = Notes(tmp_path / "mirror.toml", tmp_path)
+    try:
+        backend = mirror_module.Mirror("mirror:", sites, 1, "config", "indexes/", notes)
+        with pytest.raises(StoreUnreachable, match="not all answer"):
+            backend.put_new("packs/ab/1", [b"1"])
+    finally:
+        release.set()
+    assert not (tmp_path / "cellar").exists()
+
+
+def test_a_foreign_file_leaves_no_site_behind(folders: tuple[Place, list[Path]]) -> None:
+    place, stores = folders
+    (stores[0] / "indexes").mkdir()
+    (stores[0] / "indexes" / ".nfs0001").write_bytes(b"left over")
+    backend = open_backend(place)
+    backend.put_new("packs/ab/2", [b"2"])
+    assert (stores[1] / "packs/ab/2").exists()
+    backend.delete("packs/ab/2")
+
+
+def test_nothing_is_removed_when_each_site_lacks_something(
+    folders: tuple[Place, list[Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mirror_module, "_GRACE", 0.2)
+    place, stores = folders
+    for store, digit in zip(stores, "ab", strict=True):
+        DirectoryBackend(store).put_new(f"indexes/{digit * 64}", [b"x"])
+    backend = open_backend(place)
+    assert backend.put_new("packs/ab/2", [b"2"])
+    with pytest.raises(StoreUnreachable, match="is not up"):
+        backend.delete("packs/ab/1")
+
+
+def test_a_sync_fills_no_mount_point(folders: tuple[Place, list[Path]]) -> None:
+    place, stores = folders
+    shutil.rmtree(stores[0])
+    with pytest.raises(UsageError, match="no repository is at a"):
+        ways(place, None, fill=False)
+    assert len(ways(place, None, fill=True)) == 1
+    shutil.rmtree(stores[1])
+    with pytest.raises(UsageError, match="no repository is at a, b"):
+        ways(place, None, fill=True)

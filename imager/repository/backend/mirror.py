@@ -42,8 +42,11 @@ from imager.errors import (
 )
 from imager.repository.backend.mirror_notes import Notes
 from imager.repository.backend.protocol import Backend, Buffer, Entry
+from imager.units import KIB
 
 _GRACE: Final = 10.0  # seconds that a site may take longer than the others
+_LISTING_GRACE: Final = 300.0  # the same for a listing: stores give a thousand names at a time
+_LEAST_RATE: Final = 512 * KIB  # bytes per second: a site that takes less is no site of a mirror
 _LOOK_AGAIN: Final = 0.5
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 
@@ -88,6 +91,7 @@ class Mirror:
         self._behind: dict[str, str] | None = (
             None  # what lacks something, and why; None until it is known
         )
+        self._unequal: dict[str, str] = {}  # what lacks something, also if all do
         self._down: dict[str, str] = {}  # for writes, and why
         self._absent: set[str] = set()  # of those, what holds no repository
         self._slow: dict[str, int] = dict.fromkeys(sites, 0)  # how often a site did badly
@@ -156,7 +160,7 @@ class Mirror:
             _start(partial(self._sites[label].put_new, name, [data], modified)): label
             for label in labels
         }
-        done, late = self._all_in_time(running)
+        done, late = self._all_in_time(running, _GRACE + len(data) / _LEAST_RATE)
         created, problems = [], []
         for future in done:
             try:
@@ -194,7 +198,9 @@ class Mirror:
         self._meet()
         listings = [
             listing
-            for listing in self._each(lambda site: list(site.list(prefix)), self._reachable())
+            for listing in self._each(
+                lambda site: list(site.list(prefix)), self._reachable(), _LISTING_GRACE
+            )
             if listing is not None
         ]
         if not listings:
@@ -211,7 +217,8 @@ class Mirror:
 
     def delete(self, name: str) -> None:
         """Remove an object from all sites; from none unless all are up."""
-        for label, why in self._compared().items():
+        self._compared()
+        for label, why in self._unequal.items():
             raise self._not_up(label, why)
         self._everywhere(lambda site: site.delete(name))
 
@@ -232,7 +239,7 @@ class Mirror:
     def now(self) -> float:
         """Return what the slowest clock says of the sites that are up."""
         self._meet()
-        times = self._each(lambda site: site.now(), self._reachable())
+        times = self._each(lambda site: site.now(), self._reachable(), _GRACE)
         found = [time for time in times if time is not None]
         if not found:
             raise self._too_few("no site tells its time")
@@ -241,7 +248,7 @@ class Mirror:
     def tidy(self) -> None:
         """Tidy up at the sites that are up."""
         self._meet()
-        self._each(lambda site: site.tidy(), self._reachable())
+        self._each(lambda site: site.tidy(), self._reachable(), _GRACE)
 
     def _meet(self) -> None:
         """Learn which sites are there, and that they are of one repository."""
@@ -253,7 +260,7 @@ class Mirror:
                 _start(partial(_found, site, self._root)): label
                 for label, site in self._sites.items()
             }
-            done, late = self._all_in_time(running)
+            done, late = self._all_in_time(running, _GRACE)
             roots: dict[str, bytes | None] = {}
             for future in done:
                 try:
@@ -270,8 +277,9 @@ class Mirror:
             if there:
                 self._absent = {label for label, data in roots.items() if data is None}
                 self._down |= dict.fromkeys(self._absent, "it holds no repository")
-            elif self._down and len(roots) < self._copies:
-                raise self._too_few("too few sites are up")
+            elif self._down:
+                # Whoever does not answer may be the one that holds it.
+                raise self._too_few("no site that answers holds a repository, and not all answer")
             for label in self._down:
                 self._slow[label] += 1
                 self._notes.behind(label, self._down[label])
@@ -340,11 +348,14 @@ class Mirror:
         return [future.result() for future in running]
 
     def _each(
-        self, deed: Callable[[Backend], _Result], sites: Mapping[str, Backend]
+        self,
+        deed: Callable[[Backend], _Result],
+        sites: Mapping[str, Backend],
+        grace: float,
     ) -> Sequence[_Result | None]:
         """Do something at some sites; None of those that could not."""
         running = {_start(partial(deed, site)): label for label, site in sites.items()}
-        done, late = self._all_in_time(running)
+        done, late = self._all_in_time(running, grace)
         found = []
         for future in done:
             try:
@@ -357,14 +368,14 @@ class Mirror:
 
     @staticmethod
     def _all_in_time(
-        running: Mapping[Future[_Result], str],
+        running: Mapping[Future[_Result], str], grace: float
     ) -> tuple[Sequence[Future[_Result]], Sequence[Future[_Result]]]:
         """Wait for all, but for those that are much slower than one that did well; return both."""
         left = set(running)
         did_well = False
         while left:
             done, left = wait(
-                left, timeout=_GRACE if did_well else None, return_when=FIRST_COMPLETED
+                left, timeout=grace if did_well else None, return_when=FIRST_COMPLETED
             )
             if not done:
                 break
@@ -385,8 +396,9 @@ class Mirror:
             held = dict(
                 found
                 for found in self._each(
-                    lambda site: (id(site), {entry.name for entry in site.list(self._proof)}),
+                    lambda site: (id(site), set(_proofs(site, self._proof))),
                     self._reachable(),
+                    _LISTING_GRACE,
                 )
                 if found is not None
             )
@@ -400,10 +412,12 @@ class Mirror:
             if not behind or time.monotonic() > end:
                 break
             time.sleep(_LOOK_AGAIN)
-        for label, why in behind.items():
+        self._unequal = behind
+        # Where none has everything, there is none that would be better to write to.
+        left_out = behind if len(behind) < len(held) else {}
+        for label, why in left_out.items():
             self._notes.behind(label, why)
-        # Where none has everything, there is none that would be better.
-        return behind if len(behind) < len(held) else {}
+        return left_out
 
     def _not_up(self, label: str, why: str) -> StoreUnreachable:
         return StoreUnreachable(
@@ -437,6 +451,11 @@ def _found(site: Backend, name: str) -> bytes | None:
         return site.get(name)
     except ObjectMissing:
         return None
+
+
+def _proofs(site: Backend, prefix: str) -> Iterator[str]:
+    """Yield the objects in a folder; what else lies there is nobody's concern."""
+    return (entry.name for entry in site.list(prefix) if _DIGEST.fullmatch(_last(entry.name)))
 
 
 def _sorted(entries: list[Entry]) -> list[Entry]:

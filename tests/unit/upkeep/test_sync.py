@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -14,13 +15,14 @@ import pytest
 
 from imager import console
 from imager.commands.sync import _seconds_until
-from imager.errors import UsageError
+from imager.errors import OutputError, UsageError
 from imager.repository.backend.directory import DirectoryBackend
 from imager.repository.backend.limited import Limited, Line
 from imager.upkeep import sync
 from tests.conftest import Tiny
 from tests.unit.upkeep.covered_repository import content, flip, objects
 from tests.unit.upkeep.test_prune import age, data, prune
+from tests.unit.upkeep.test_prune import content as content_of_image
 
 
 def run(source: Path, target: Path) -> sync.Synced:
@@ -130,6 +132,34 @@ def test_what_was_removed_does_not_come_back(tiny: Tiny, tmp_path: Path) -> None
     assert not {name for name in content(tiny) if name.startswith(("images/", "packs/"))} - set(
         after
     )
+
+
+def test_a_new_image_brings_back_what_the_copy_had_removed(tiny: Tiny, tmp_path: Path) -> None:
+    """The copy keeps images for a shorter time, and the next image shares content with what went."""
+    shared = data()
+    old = tiny.add({"a": shared}, tmp_path)
+    tiny.add({"a": data()}, tmp_path)
+    copy = replace(tiny, path=tmp_path / "copy")
+    run(tiny.path, copy.path)
+    prune(copy, frozenset({old}))
+    age(copy)
+    prune(copy, frozenset({old}))
+    new = tiny.add({"a": shared, "b": data()}, tmp_path)
+    run(tiny.path, copy.path)
+    assert content_of_image(copy.open(), copy, new)["a"] == shared
+    prune(copy, frozenset({old}))
+
+
+def test_no_image_comes_when_packs_went_on_the_way(covered: Tiny, tmp_path: Path) -> None:
+    one, other = DirectoryBackend(covered.path), DirectoryBackend(tmp_path / "copy")
+    made = sync.plan(one, other)
+    packs = [entry for entry in made.missing if entry.name.startswith("packs/")]
+    sync.execute(replace(made, missing=(made.missing[0], *packs)), one, other, lambda _: None)
+    other.delete(packs[0].name)
+    rest = tuple(entry for entry in made.missing if not entry.name.startswith("packs/"))
+    with pytest.raises(OutputError, match="1 packs were removed meanwhile"):
+        sync.execute(replace(made, missing=rest), one, other, lambda _: None)
+    assert not list(other.list("images/"))
 
 
 def test_an_unknown_file_stays_where_it_is(covered: Tiny, tmp_path: Path) -> None:
