@@ -73,15 +73,14 @@ class Stores:
         endpoint = endpoint_of(location)
         self._reach(endpoint)
         self._have_keys(location, found)
-        if endpoint.is_signed_by_time:
-            self._compare_clocks(endpoint)
+        has_right_time = not endpoint.is_signed_by_time or self._compare_clocks(endpoint)
         self._terminal.say(f"Opening {location} ...")
         access = self._access.access(self._confirm)
         try:
             return Repository.open(Place(location, access))
         except StoreRefused:
             self._access.forget()  # so that other keys may be chosen
-            self._were_refused = True
+            self._were_refused = has_right_time
             raise
 
     def _reach(self, endpoint: Endpoint) -> None:
@@ -201,10 +200,11 @@ class Stores:
         say("Compare it with what `ssh-keygen -lf` says on that host, or with your papers.")
         return self._terminal.ask(f"Type {_YES} if it is the same, anything else if not") == _YES
 
-    def _compare_clocks(self, endpoint: Endpoint) -> None:
+    def _compare_clocks(self, endpoint: Endpoint) -> bool:
+        """Let a person set a clock that is wrong; whether it is right, as far as the store says."""
         theirs = clock.store_time(endpoint)
         if theirs is None or abs(theirs - time.time()) <= clock.TOLERANCE:
-            return
+            return True
         say = self._terminal.say
         say()
         say(f"This machine's clock says {clock.show(time.time())}")
@@ -224,6 +224,7 @@ class Stores:
             raise ChooseAnother
         if chosen == _SET:
             clock.set_clock(theirs)
+        return chosen == _SET
 
     def _explain(self, error: RemetalError) -> None:
         self._terminal.say(f"{error.message}. {error.hint}".strip())
