@@ -187,17 +187,22 @@ def diagnose(endpoint: Endpoint, *, patience: float = _CONNECT_SECONDS) -> tuple
     return tuple(done)
 
 
-def need(settings: NetworkSettings, endpoint: Endpoint) -> None:
+def need(settings: NetworkSettings, endpoint: Endpoint, *, patience: float = _PATIENCE) -> None:
     """Make sure that a host can be reached, bringing the network up if it is not.
 
+    Args:
+        settings: what was written down.
+        endpoint: host and port of the repository.
+        patience: seconds for which it is looked again.
+
     Raises:
-        StoreUnreachable: it can't, after a minute and a half; the sentence says what is missing.
+        StoreUnreachable: it can't, all that time; the sentence says what is missing.
         ConfigError: the card that was written down is none of this machine's.
         ProgramError: `ip` fails.
     """
     if not is_up():
         bring_up(settings)
-    deadline = time.monotonic() + _PATIENCE
+    deadline = time.monotonic() + patience
     while not (last := diagnose(endpoint)[-1]).is_right and time.monotonic() < deadline:
         time.sleep(1.0)  # what it waits for happens on other machines, and nothing tells of it
     if not last.is_right:

@@ -65,7 +65,7 @@ def a_store_that_answers() -> None:
     network.take_down()
     assert not network.is_up()
     with pytest.raises(StoreUnreachable, match="refused") as caught:
-        network.need(_SETTINGS, Endpoint("10.9.0.2", port))
+        network.need(_SETTINGS, Endpoint("10.9.0.2", port), patience=1.0)
     assert "See that the store runs" in caught.value.hint
 
 
@@ -75,7 +75,7 @@ def an_address_set_by_hand_stays() -> None:
     _ip("link set card0 up")
     _ip("address add 10.9.0.7/24 dev card0")
     with pytest.raises(StoreUnreachable):
-        network.need(_SETTINGS, Endpoint("10.9.0.7", 1))
+        network.need(_SETTINGS, Endpoint("10.9.0.7", 1), patience=1.0)
     assert [card.addresses for card in network.cards() if card.name == "card0"] == [
         ("10.9.0.7/24",)
     ]

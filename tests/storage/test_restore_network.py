@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from email.utils import formatdate
+from functools import partial
 from pathlib import Path
 
 import click
@@ -61,6 +62,7 @@ def medium(sshd: Sshd, location: str, tmp_path: Path) -> Medium:
 def _own_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """This machine's network stays as it is, and so does /run."""
     monkeypatch.setattr(network, "is_up", lambda: True)
+    monkeypatch.setattr(network, "need", partial(network.need, patience=0.0))
     monkeypatch.setattr(network, "diagnose", lambda *_, **__: (_REACHED,))
     for module in (stores, unattended):
         monkeypatch.setattr(module, "StoreAccess", lambda m: StoreAccess(m, tmp_path / "opened"))
@@ -308,6 +310,7 @@ def test_an_order_says_what_is_missing_on_the_way(
 ) -> None:
     monkeypatch.undo()
     monkeypatch.setattr(network, "is_up", lambda: True)
+    monkeypatch.setattr(network, "need", partial(network.need, patience=0.0))
     share = tmp_path / "share"
     _order(share, saved, repository=f"ssh://root@127.0.0.1:{free_port()}/srv/images")
     report = _carry_out(share, Medium("Rescue", "1"))
