@@ -1,6 +1,7 @@
 """What links do that are narrow, or that go bad in a way that nothing tells of."""
 
 import hashlib
+import random
 import socket
 import threading
 import time
@@ -159,3 +160,16 @@ def test_a_forced_command_keeps_every_character(own_sshd: Sshd, tmp_path: Path) 
     backend = open_backend(replace(place, location=quote(place.location, safe="/:@")))
     assert backend.put_new("packs/a", [b"a"])
     assert (folder / "packs" / "a").read_bytes() == b"a"
+
+
+@pytest.mark.parametrize("limit", ["100K", "40M", "100G"])
+def test_under_every_limit_an_object_comes_in_frames_as_they_must_be(
+    own_sshd: Sshd, tmp_path: Path, limit: str
+) -> None:
+    key = own_sshd.new_key("limited")
+    own_sshd.serve(key, tmp_path / "store", "--append-only", "--limit", limit)
+    data = random.Random(1).randbytes(100_000 if limit == "100K" else (6 << 20) + 7)
+    backend = open_backend(own_sshd.place("ssh", key, tmp_path / "store"))
+    name = f"images/{hashlib.sha256(data).hexdigest()}"
+    assert backend.put_new(name, [data])
+    assert backend.get(name) == data

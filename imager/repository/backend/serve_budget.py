@@ -45,7 +45,8 @@ class Budget:
     @property
     def step(self) -> int:
         """How many bytes to pass at once, so that none of a key's connections is silent for long."""
-        return _LARGEST_STEP if self.rate is None else max(_LEAST_STEP, self.rate // _SHARED_BY)
+        step = _LARGEST_STEP if self.rate is None else max(_LEAST_STEP, self.rate // _SHARED_BY)
+        return min(step, _LARGEST_STEP)
 
     def reserve(self, size: int) -> bool:
         """Count an object that is about to come; whether there is room for it in the quota."""
