@@ -3,7 +3,6 @@
 import threading
 from datetime import datetime, timedelta
 from datetime import time as clock_time
-from pathlib import Path
 
 import click
 
@@ -11,8 +10,7 @@ from imager.commands.repository_argument import repository_argument
 from imager.console import Location, Output, verb
 from imager.errors import RepairIncomplete, UsageError
 from imager.repository.backend.mirror import Mirror
-from imager.repository.backend.mirror_notes import Notes
-from imager.repository.backend.opening import MIRROR, open_backend
+from imager.repository.backend.opening import open_backend
 from imager.repository.backend.place import Place
 from imager.repository.backend.protocol import Backend
 from imager.units import format_duration, format_size
@@ -72,12 +70,11 @@ def sync(
       remetal sync /srv/images /mnt/second-copy --dry-run
       remetal sync mirror:/etc/remetal/mirror.toml --hours 22:00-06:00
     """
-    ways = _ways(repo, other, fill)
-    plans = []
+    first = open_backend(repo)
+    ways = _ways(first, repo, other, fill)
     done: list[tuple[str, SyncPlan, Synced | None]] = []
     for text, source, target in ways:
         made = work.plan(source, target)
-        plans.append(made)
         _tell_plan(out, text, made)
         if dry_run:
             done.append((text, made, None))
@@ -88,28 +85,29 @@ def sync(
         _tell(out, result)
     out.document({"dry_run": dry_run, "ways": [_document(*way) for way in done]})
     problems = [p for _, _, result in done if result for p in result.problems]
-    differing = sorted({name for made in plans for name in made.differing})
+    differing = sorted({name for _, made, _ in done for name in made.differing})
     if problems or differing:
         raise RepairIncomplete(
             f"{len(problems)} objects are damaged where they were to be copied from, "
             f"{len(differing)} are of another size",
             hint="`remetal check --ciphertext` says which copy is right; `remetal repair --from` mends it.",
         )
-    if repo.location.startswith(MIRROR) and not dry_run:
-        Notes(Path(repo.location.removeprefix(MIRROR)).expanduser()).caught_up()
+    if isinstance(first, Mirror) and not dry_run:
+        first.caught_up()
 
 
-def _ways(repo: Place, other: str | None, fill: bool) -> list[tuple[str, Backend, Backend]]:
+def _ways(
+    first: Backend, repo: Place, other: str | None, fill: bool
+) -> list[tuple[str, Backend, Backend]]:
     """Return what is copied from where to where.
 
     Raises:
         UsageError: it is one place, or a mirror and something else, or a site holds nothing.
     """
-    first = open_backend(repo)
     if isinstance(first, Mirror):
         if other is not None:
             raise UsageError("a mirror is synchronised with itself; give no OTHER")
-        sites, holding = first.sites, _holding(first)
+        sites, holding = first.sites, first.holding()
         empty = [name for name in sites if name not in holding]
         if not holding or (empty and not fill):
             raise UsageError(
@@ -128,11 +126,6 @@ def _ways(repo: Place, other: str | None, fill: bool) -> list[tuple[str, Backend
     if first.location == second.location:
         raise UsageError("a repository is no copy of itself")
     return [(f"{first.location} -> {second.location}", first, second)]
-
-
-def _holding(mirror: Mirror) -> list[str]:
-    """Return the sites that hold the repository; all must answer."""
-    return [name for name, site in mirror.sites.items() if mirror.holds_repository(site)]
 
 
 def _wait_for(out: Output, hours: tuple[clock_time, clock_time] | None) -> None:

@@ -21,11 +21,11 @@ from imager.repository.backend.mirror import Mirror
 from imager.repository.backend.protocol import Backend, Entry
 from imager.repository.keyring import GroupKeys
 from imager.repository.repository import Repository
+from imager.upkeep.locks import AT_ONCE, ask
 from imager.upkeep.parity_shares import read_groups
 from imager.upkeep.prune import Plan, object_of
 from imager.upkeep.repair_index import packs_named
 
-_AT_ONCE: Final = 8
 # Folders of which everything is kept that the format knows.
 _ALWAYS: Final = (names.GENERATIONS, names.STATEMENTS, names.REVOCATIONS)
 
@@ -74,14 +74,9 @@ def plan(
         for entry in _others(repository, keys, going, {object_of(image) for image in kept} - going)
         if entry.modified < before
     ]
-    with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="lock") as pool:
-        times = pool.map(lambda name: backend.locked_until(name, shortest=True), old)
-        due = [
-            name
-            for name, until in zip(old, times, strict=True)
-            if until is None or until < clock + span / 2
-        ]
-    return Extension(tuple(due), clock + span)
+    times = ask(backend, old, shortest=True)
+    due = tuple(name for name in old if times.get(name, -math.inf) < clock + span / 2)
+    return Extension(due, clock + span)
 
 
 def execute(backend: Backend, extension: Extension) -> None:
@@ -94,7 +89,7 @@ def execute(backend: Backend, extension: Extension) -> None:
     Raises:
         OutputError: the store does not take it.
     """
-    with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="lock") as pool:
+    with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="lock") as pool:
         for _ in pool.map(lambda name: backend.retain(name, extension.until), extension.objects):
             pass
 

@@ -6,6 +6,7 @@ names it is locked: a reader would find the name, and take what is gone for dama
 
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Final
 
 from imager.repository import index as index_format
@@ -16,7 +17,7 @@ from imager.repository.repository import Repository
 from imager.upkeep.parity_shares import read_groups
 from imager.upkeep.repair_index import packs_named
 
-_ASKING: Final = 8
+AT_ONCE: Final = 8  # requests to a store
 
 Times = Mapping[str, float]
 
@@ -48,23 +49,28 @@ class Locks:
             return {}
         if self._named is None:
             self._named = self._named_by_locked_objects()
-        return _latest(_ask(self._repository.backend, wanted), self._named, wanted)
+        return _latest(ask(self._repository.backend, wanted), self._named, wanted)
 
     def _named_by_locked_objects(self) -> Times:
         backend = self._repository.backend
         members = _members_of_locked_parity(self._repository)
         indexes = {entry.name for entry in backend.list(index_format.PREFIX)}
         found = dict(members)
-        for index, until in _latest(_ask(backend, indexes), members, indexes).items():
+        for index, until in _latest(ask(backend, indexes), members, indexes).items():
             for pack in packs_named(self._repository, self._keys, index):
                 found[pack] = max(until, found.get(pack, until))
         return found
 
 
-def _ask(backend: Backend, names: Iterable[str]) -> Times:
+def ask(backend: Backend, names: Iterable[str], *, shortest: bool = False) -> Times:
+    """Return until when the store keeps each of some objects; see `Backend.locked_until`.
+
+    Raises:
+        OutputError: the store does not tell.
+    """
     ordered = sorted(names)
-    with ThreadPoolExecutor(_ASKING, thread_name_prefix="lock") as pool:
-        times = list(pool.map(backend.locked_until, ordered))
+    with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="lock") as pool:
+        times = list(pool.map(partial(backend.locked_until, shortest=shortest), ordered))
     return {name: until for name, until in zip(ordered, times, strict=True) if until is not None}
 
 
@@ -78,7 +84,7 @@ def _latest(one: Times, other: Times, names: set[str]) -> Times:
 
 def _members_of_locked_parity(repository: Repository) -> Times:
     backend = repository.backend
-    locks = _ask(backend, [entry.name for entry in backend.list(parity_object.PREFIX)])
+    locks = ask(backend, [entry.name for entry in backend.list(parity_object.PREFIX)])
     found: dict[str, float] = {}
     for group in read_groups(backend, repository.id)[0].values() if locks else ():
         times = [locks[share] for share in group.shares.values() if share in locks]

@@ -16,7 +16,7 @@ statement says was removed is not brought back.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import groupby
@@ -115,10 +115,9 @@ def plan(source: Backend, target: Backend) -> SyncPlan:
     entries = list(source.list(""))
     if names.CONFIG in there:
         gone_there = _removed(Repository.of(target, repository_id(config), configuration))
+        known = there.keys() | gone | gone_there
         is_new = any(
-            entry.name.startswith(names.IMAGES)
-            and entry.name not in there.keys() | gone | gone_there
-            for entry in entries
+            entry.name.startswith(names.IMAGES) and entry.name not in known for entry in entries
         )
         # A new image may need a pack that was removed there: without a key nobody can tell.
         gone |= {n for n in gone_there if not (is_new and n.startswith(names.PACKS))}
@@ -233,11 +232,10 @@ def _rank(name: str) -> int:
 def _removed(repository: Repository) -> set[str]:
     """Return the objects that were removed, as far as statements still say so."""
     try:
-        found: Iterable[str] = (
+        return {
             name
             for removal in read_removals(repository).removed
             for name in (*removal.packs, *map(object_of, removal.images))
-        )
-        return set(found)
+        }
     except OBJECT_FAULTS:
         return set()

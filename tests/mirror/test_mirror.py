@@ -272,8 +272,8 @@ def test_a_sync_fills_no_mount_point(folders: tuple[Place, list[Path]]) -> None:
     place, stores = folders
     shutil.rmtree(stores[0])
     with pytest.raises(UsageError, match="no repository is at a"):
-        ways(place, None, fill=False)
-    assert len(ways(place, None, fill=True)) == 1
+        ways(open_backend(place), place, None, fill=False)
+    assert len(ways(open_backend(place), place, None, fill=True)) == 1
     shutil.rmtree(stores[1])
     with pytest.raises(UsageError, match="no repository is at a, b"):
-        ways(place, None, fill=True)
+        ways(open_backend(place), place, None, fill=True)

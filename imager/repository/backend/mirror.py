@@ -111,9 +111,15 @@ class Mirror:
         """The sites by name."""
         return self._sites
 
-    def holds_repository(self, site: Backend) -> bool:
-        """Whether a site holds the repository, and not nothing; raises what keeps it from saying."""
-        return _found(site, self._root) is not None
+    def holding(self) -> Sequence[str]:
+        """Return the sites that hold the repository, and not nothing; all must answer."""
+        return [
+            label for label, site in self._sites.items() if _found(site, self._root) is not None
+        ]
+
+    def caught_up(self) -> None:
+        """Note that all sites hold the same."""
+        self._notes.caught_up()
 
     @property
     def lock_span(self) -> float | None:

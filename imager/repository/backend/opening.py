@@ -66,11 +66,11 @@ def open_backend(place: Place | str) -> Backend:
     """
     if isinstance(place, str):
         place = Place(place)
-    access = place.access
-    if access.upload is None and access.download is None:
-        return _open(place)
     # Sites of a mirror share no line, so each of them is limited for itself.
     if place.location.startswith(MIRROR):
+        return _mirror(place)
+    access = place.access
+    if access.upload is None and access.download is None:
         return _open(place)
     return Limited(_open(place), _line(access.upload), _line(access.download))
 
@@ -80,8 +80,6 @@ def _line(rate: int | None) -> Line | None:
 
 
 def _open(place: Place) -> Backend:
-    if place.location.startswith(MIRROR):
-        return _mirror(place)
     scheme, separator, _ = place.location.partition("://")
     if not separator:
         return DirectoryBackend(Path(place.location))
