@@ -99,6 +99,18 @@ def test_what_is_brought_back_is_read_by_who_knew_the_old_one(
     assert backend.get(NAME) == b"sound"
 
 
+def test_many_are_read_with_few_listings(backend: S3Backend, place: Place) -> None:
+    names = [f"packs/{number:02x}/1" for number in range(20)]
+    for name in names:
+        backend.put_new(name, [name.encode()])
+    reader, listings = S3Backend(place), []
+    reader._caller._clients.get().meta.events.register(
+        "before-call.s3.ListObjectVersions", lambda **_: listings.append(1)
+    )
+    assert [reader.get(name) for name in names] == [name.encode() for name in names]
+    assert len(listings) == 1
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 1000])
 def test_listings_of_many_pages(engine: Engine, place: Place, size: int) -> None:
     client, bucket = engine.client(engine.owner), bucket_of(place)

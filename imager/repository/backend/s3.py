@@ -417,8 +417,15 @@ class S3Backend:
         if not self._bucket.has_versions:
             return None
         key = self._key(name)
-        known = self._remembered.get(key)
-        if known is not None:
+        if (known := self._remembered.get(key)) is not None:
+            return known
+        folder = self._at.prefix + name[: name.find("/") + 1]
+        try:
+            for version in s3_versions.near(self._page_of_versions, folder, key):
+                self._remembered.add(version)
+        except ClientError as error:
+            raise self._caller.refusal("list what it holds", error) from error
+        if (known := self._remembered.get(key)) is not None:
             return known
         first = self._first(key)
         if first is None:

@@ -12,6 +12,7 @@ so nobody but the writer can begin early.)
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
 from botocore.parsers import ResponseParserError
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
 _REMEMBERED: Final = 1 << 16
+_NEAR: Final = 100  # versions in a page; five names of it must be read for it to pay
 _WEED_ID: Final = 32  # hexadecimal digits
 
 
@@ -106,6 +108,22 @@ def first(fetch: Fetch, prefix: str) -> Iterator[Version]:
             yield _first_of(key, name, is_weed)
 
 
+def near(fetch: Fetch, prefix: str, key: str) -> list[Version]:
+    """Return the first versions of a name and of names behind it, of what is sorted by name.
+
+    A page costs a store little more than a single name, and who reads one reads more. The name may
+    be left out: when somebody wrote so many versions that a page does not hold them, or when a
+    store begins elsewhere. Only `first` proves that a name isn't there.
+
+    Args:
+        fetch: as for `first`.
+        prefix: what keys begin with, `key` among them.
+        key: what the store calls the object.
+    """
+    page = next(_pages(fetch, {"Prefix": prefix, "MaxKeys": _NEAR}, {"KeyMarker": key[:-1]}))
+    return [_first_of(*each) for each in page if each[1].versions]
+
+
 def every(fetch: Fetch, key: str) -> Ids:
     """Return all that lies under a name.
 
@@ -148,18 +166,23 @@ class Remembered:
 
 def _names(fetch: Fetch, prefix: str) -> Iterator[tuple[str, _Name, bool]]:
     """Yield all that is listed, name by name, however many pages a single one takes."""
+    return chain.from_iterable(_pages(fetch, {"Prefix": prefix}, {}))
+
+
+def _pages(
+    fetch: Fetch, request: Mapping[str, Any], more: Mapping[str, str]
+) -> Iterator[list[tuple[str, _Name, bool]]]:
+    """Yield the names that each page completes; `more` says where the first page begins."""
     found: dict[str, _Name] = {}
-    more: dict[str, str] = {}
     while True:
-        page = fetch(Prefix=prefix, **more)
+        page = fetch(**request, **more)
         is_weed = _server(page).startswith("SeaweedFS")
         for version in page.get("Versions", ()):
             found.setdefault(version["Key"], _Name()).versions.append(version)
         for marker in page.get("DeleteMarkers", ()):
             found.setdefault(marker["Key"], _Name()).markers.append(marker["VersionId"])
         last = page["NextKeyMarker"] if page["IsTruncated"] else None
-        for key in sorted(found.keys() - {last}):
-            yield key, found.pop(key), is_weed
+        yield [(key, found.pop(key), is_weed) for key in sorted(found.keys() - {last})]
         if last is None:
             return
         more = {"KeyMarker": last}
