@@ -61,8 +61,8 @@ def capture(
 ) -> None:
     """Save the disks of a machine as a new image in REPO.
 
-    Only what is in use is read: used blocks of ext2, ext3, ext4 and FAT, nothing of swap but its
-    header, everything else whole with runs of zeros left out. The disks are never written to.
+    Only what is in use is read: used blocks of ext2, ext3, ext4, XFS and FAT, nothing of swap but
+    its header, everything else whole with runs of zeros left out. The disks are never written to.
 
     \b
     Examples:

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imager import blockdev, process
-from imager.extents.extents import Extents, UncertainMapError, complement
+from imager.extents.extents import Extents, UncertainMapError, complement, is_apart
 
 _SUPERBLOCK_OFFSET: Final = 1024
 _SUPERBLOCK_SIZE: Final = 1024
@@ -200,12 +200,9 @@ class _Report:
         ends = np.concatenate(self.free_ends)
         if int((ends - starts).sum()) != superblock.free:
             raise UncertainMapError("block bitmaps and superblock disagree about the free blocks")
-        # The first range that ends after a table's start must not start before the table's end.
         table_starts = np.array(self.table_starts, dtype=np.int64)
         table_ends = np.array(self.table_ends, dtype=np.int64)
-        index = np.searchsorted(ends, table_starts, side="right")
-        near = index < starts.size
-        if np.any(starts[index[near]] < table_ends[near]):
+        if not is_apart(table_starts, table_ends, starts, ends):
             raise UncertainMapError("the block bitmaps say that the filesystem's tables are free")
         return starts, ends
 

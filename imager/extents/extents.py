@@ -15,7 +15,7 @@ class Extents:
     Attributes:
         ranges: shape (n, 2), columns offset and length in bytes relative to the volume; sorted,
             without overlap, neighbours merged, within the volume, no length is 0.
-        method: how it was found: "ext block bitmap", "FAT", "swap header" or "whole".
+        method: how it was found, such as "ext block bitmap", "XFS free space trees" or "whole".
         reason: why a filesystem that could have been known is read whole, else None.
         block_size: bytes the filesystem allocates at a time; 1 for "whole".
     """
@@ -76,3 +76,20 @@ def complement(starts: NDArray[np.integer], ends: NDArray[np.integer], length: i
     if np.any(np.diff(bounded) < 0):
         raise UncertainMapError("the free ranges overlap or leave the filesystem")
     return merged(np.concatenate([[0], ends]), np.concatenate([starts, [length]]))
+
+
+def is_apart(
+    starts: NDArray[np.integer],
+    ends: NDArray[np.integer],
+    free_starts: NDArray[np.integer],
+    free_ends: NDArray[np.integer],
+) -> bool:
+    """Return whether none of the half-open ranges has anything in common with the free ones.
+
+    The ranges may be in any order and overlap; none is empty. The free ones must be sorted and
+    without overlap.
+    """
+    # The first free range that ends after a range's start must not start before its end.
+    index = np.searchsorted(free_ends, starts, side="right")
+    is_near = index < free_starts.size
+    return not np.any(free_starts[index[is_near]] < ends[is_near])

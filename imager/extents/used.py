@@ -6,7 +6,7 @@ from typing import Final
 
 from imager import blockdev
 from imager.errors import TruncatedSource
-from imager.extents import ext, fat, swap
+from imager.extents import ext, fat, swap, xfs
 from imager.extents.extents import Extents, UncertainMapError, whole
 from imager.layout.disk import Volume
 
@@ -16,6 +16,7 @@ _READERS: Final[dict[str, Callable[[int, int, int], Extents]]] = {
     "ext4": ext.read,
     "vfat": fat.read,
     "swap": swap.read,
+    "xfs": xfs.read,
 }
 
 
