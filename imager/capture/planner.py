@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from imager.extents.extents import Extents
+from imager.extents.extents import Extents, every_sector
 from imager.extents.used import used
 from imager.layout.disk import Disk, Volume
 from imager.layout.machine import Machine
@@ -40,10 +40,12 @@ class CapturePlan:
     Attributes:
         machine: as the image will describe it.
         volumes: in the order of the layout.
+        forensic: every sector is read, whatever it holds.
     """
 
     machine: Machine
     volumes: tuple[VolumePlan, ...]
+    forensic: bool = False
 
     @property
     def size(self) -> int:
@@ -51,16 +53,26 @@ class CapturePlan:
         return sum(volume.size for volume in self.volumes)
 
 
-def plan(sources: Sequence[ProbeSource], name: str) -> CapturePlan:
+def plan(sources: Sequence[ProbeSource], name: str, *, forensic: bool = False) -> CapturePlan:
     """Return the plan of a capture of these disks.
+
+    Args:
+        sources: the disks.
+        name: of the machine.
+        forensic: read every sector, also of what is deleted, swapped out or in no partition.
 
     Raises:
         SourceError: a disk can't be read, or ends before what lies on it.
     """
-    machine = probe_machine(sources, name)
+    machine = probe_machine(sources, name, every_gap=forensic)
     volumes = [
-        VolumePlan(disk, source.path, volume, used(source.path, volume))
+        VolumePlan(
+            disk,
+            source.path,
+            volume,
+            every_sector(volume.length) if forensic else used(source.path, volume),
+        )
         for disk, source in zip(machine.disks, sources, strict=True)
         for volume in disk.volumes
     ]
-    return CapturePlan(machine, tuple(volumes))
+    return CapturePlan(machine, tuple(volumes), forensic)

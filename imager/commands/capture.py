@@ -46,6 +46,11 @@ from imager.units import format_duration, format_size
     show_default=True,
     help="Let all other processes of this machine go first (nice 10, idle I/O).",
 )
+@click.option(
+    "--forensic",
+    is_flag=True,
+    help="Read every sector: deleted files, swap and unpartitioned space too.",
+)
 @click.option("--dry-run", is_flag=True, help="Show what would be read, and store nothing.")
 @credential_option
 @verb
@@ -56,13 +61,16 @@ def capture(
     name: str | None,
     compression: int,
     polite: bool,
+    forensic: bool,
     dry_run: bool,
     credential: Path | None,
 ) -> None:
     """Save the disks of a machine as a new image in REPO.
 
-    Only what is in use is read: used blocks of ext2, ext3, ext4, XFS and FAT, nothing of swap but
-    its header, everything else whole with runs of zeros left out. The disks are never written to.
+    Only what is in use is read: used blocks of ext2, ext3, ext4, XFS, FAT, exFAT and NTFS, nothing
+    of swap but its header, everything else whole with runs of zeros left out. Where it is not
+    certain what is in use, all is read, and the reason is said. What was deleted is not captured,
+    unless --forensic asks for it. The disks are never written to.
 
     \b
     Examples:
@@ -74,7 +82,7 @@ def capture(
     repository.credential_keys(held)
     chosen = disks or default_disks(repository.backend.folders)
     with open_sources(chosen) as sources:
-        planned = plan(sources, name or platform.node() or "machine")
+        planned = plan(sources, name or platform.node() or "machine", forensic=forensic)
         _show_plan(out, planned)
         if dry_run:
             out.document({"dry_run": True, **_plan_document(planned)})
@@ -113,6 +121,7 @@ def _show_plan(out: Output, planned: CapturePlan) -> None:
 def _plan_document(planned: CapturePlan) -> dict[str, object]:
     return {
         "machine": codec.document(planned.machine),
+        "forensic": planned.forensic,
         "read_bytes": planned.size,
         "volumes": [
             {

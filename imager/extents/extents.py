@@ -1,6 +1,6 @@
 """Extent maps: what of a volume must be read."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,11 @@ def whole(length: int, reason: str | None = None) -> Extents:
     """Return the map that reads everything of a volume of `length` bytes."""
     rows = [(0, length)] if length else []
     return Extents(np.array(rows, dtype=np.uint64).reshape(-1, 2), "whole", reason, 1)
+
+
+def every_sector(length: int) -> Extents:
+    """Return the map that reads everything because that was asked for."""
+    return replace(whole(length), method="every sector")
 
 
 def merged(starts: NDArray[np.integer], ends: NDArray[np.integer]) -> Ranges:

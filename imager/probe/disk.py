@@ -20,7 +20,12 @@ _EDGE: Final = MIB
 
 
 def probe_disk(
-    path: Path, disk_id: str, identity: DiskIdentity, *, origin: str | None = None
+    path: Path,
+    disk_id: str,
+    identity: DiskIdentity,
+    *,
+    origin: str | None = None,
+    every_gap: bool = False,
 ) -> Disk:
     """Return what a disk holds, cut into volumes that cover all of it that matters.
 
@@ -32,6 +37,7 @@ def probe_disk(
         disk_id: "disk0", "disk1", …
         identity: what it is recognised by; its size and sector size rule.
         origin: what people call it, when that is not `path`.
+        every_gap: keep larger gaps whole as well.
 
     Raises:
         TruncatedSource: the disk ends before what lies on it does.
@@ -53,7 +59,8 @@ def probe_disk(
                 filesystem=signature.filesystem,
             )
             return Disk(disk_id, origin or str(path), identity, None, (whole,))
-    volumes = tuple(_volumes(path, disk_id, identity.size, found))
+    largest = identity.size if every_gap else _LARGE
+    volumes = tuple(_volumes(path, disk_id, identity.size, found, largest))
     return Disk(disk_id, origin or str(path), identity, found.table, volumes)
 
 
@@ -66,7 +73,9 @@ def _check_span(fd: int, origin: str, filesystem: Filesystem | None, size: int) 
         )
 
 
-def _volumes(path: Path, disk_id: str, size: int, found: ReadTable) -> Iterator[Volume]:
+def _volumes(
+    path: Path, disk_id: str, size: int, found: ReadTable, largest: int
+) -> Iterator[Volume]:
     content = sorted(
         (part for part in found.table.partitions if not part.is_extended),
         key=lambda part: part.offset,
@@ -74,7 +83,7 @@ def _volumes(path: Path, disk_id: str, size: int, found: ReadTable) -> Iterator[
     position = 0
     gaps = 0
     for part in content:
-        for offset, length in _kept(position, part.offset, found.structures):
+        for offset, length in _kept(position, part.offset, found.structures, largest):
             gaps += offset > 0
             yield _between(disk_id, gaps, offset, length)
         yield Volume(
@@ -86,7 +95,7 @@ def _volumes(path: Path, disk_id: str, size: int, found: ReadTable) -> Iterator[
             filesystem=read_signature(path, part.offset, part.length).filesystem,
         )
         position = part.end
-    for offset, length in _kept(position, size, found.structures):
+    for offset, length in _kept(position, size, found.structures, largest):
         gaps += offset > 0
         yield _between(disk_id, gaps, offset, length)
 
@@ -98,10 +107,13 @@ def _between(disk_id: str, number: int, offset: int, length: int) -> Volume:
 
 
 def _kept(
-    start: int, end: int, structures: tuple[tuple[int, int], ...]
+    start: int, end: int, structures: tuple[tuple[int, int], ...], largest: int
 ) -> Iterator[tuple[int, int]]:
-    """Yield the (offset, length) of unpartitioned space from `start` to `end` that is kept."""
-    if end - start <= _LARGE:
+    """Yield the (offset, length) of unpartitioned space from `start` to `end` that is kept.
+
+    All of it is, up to `largest` bytes.
+    """
+    if end - start <= largest:
         if end > start:
             yield start, end - start
         return

@@ -47,11 +47,12 @@ class ProbeSource:
     of_this_machine: bool
 
 
-def probe_machine(sources: Sequence[ProbeSource], name: str) -> Machine:
+def probe_machine(sources: Sequence[ProbeSource], name: str, *, every_gap: bool = False) -> Machine:
     """Return the machine that the disks make up.
 
     If all are built into the machine that runs this, its id and firmware are asked; otherwise the
     disks speak for themselves, and the architecture is taken to be the one of this machine.
+    `every_gap` keeps unpartitioned space of any size.
 
     Raises:
         UsageError: no disk at all.
@@ -60,7 +61,13 @@ def probe_machine(sources: Sequence[ProbeSource], name: str) -> Machine:
     if not sources:
         raise UsageError("there is no disk to look at")
     disks = tuple(
-        probe_disk(source.path, f"disk{index}", source.identity, origin=source.origin)
+        probe_disk(
+            source.path,
+            f"disk{index}",
+            source.identity,
+            origin=source.origin,
+            every_gap=every_gap,
+        )
         for index, source in enumerate(sources)
     )
     is_here = all(source.of_this_machine for source in sources)
