@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from imager.extents.extents import Extents, every_sector
-from imager.extents.used import used
+from imager.extents.used import used_of_machine
 from imager.layout.disk import Disk, Volume
 from imager.layout.machine import Machine
 from imager.probe.machine import ProbeSource, probe_machine
@@ -65,14 +65,17 @@ def plan(sources: Sequence[ProbeSource], name: str, *, forensic: bool = False) -
         SourceError: a disk can't be read, or ends before what lies on it.
     """
     machine = probe_machine(sources, name, every_gap=forensic)
-    volumes = [
-        VolumePlan(
-            disk,
-            source.path,
-            volume,
-            every_sector(volume.length) if forensic else used(source.path, volume),
-        )
+    places = [
+        (disk, source.path, volume)
         for disk, source in zip(machine.disks, sources, strict=True)
         for volume in disk.volumes
     ]
-    return CapturePlan(machine, tuple(volumes), forensic)
+    found = (
+        tuple(every_sector(volume.length) for _, _, volume in places)
+        if forensic
+        else used_of_machine([(path, volume) for _, path, volume in places])
+    )
+    volumes = tuple(
+        VolumePlan(*place, extents) for place, extents in zip(places, found, strict=True)
+    )
+    return CapturePlan(machine, volumes, forensic)

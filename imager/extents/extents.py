@@ -31,6 +31,21 @@ class Extents:
         return int(self.ranges[:, 1].sum())
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Where a volume lies.
+
+    Attributes:
+        fd: of the disk, open for reading.
+        offset: first byte of the volume on it.
+        length: bytes.
+    """
+
+    fd: int
+    offset: int
+    length: int
+
+
 class UncertainMapError(Exception):
     """A reader can't be sure of its map; the volume is read whole. Never leaves this package."""
 

@@ -1,15 +1,17 @@
-"""The used ranges of a volume: finds the reader for its filesystem."""
+"""The used ranges of volumes: finds the reader for each filesystem."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from imager import blockdev
 from imager.errors import TruncatedSource
-from imager.extents import exfat, ext, fat, ntfs, swap, xfs
-from imager.extents.extents import Extents, UncertainMapError, whole
+from imager.extents import btrfs, exfat, ext, fat, ntfs, swap, xfs
+from imager.extents.extents import Extents, Part, UncertainMapError, whole
 from imager.layout.disk import Volume
+from imager.layout.filesystem import Filesystem
 
 _CLOSED: Final = "LUKS, closed"
 
@@ -23,36 +25,69 @@ _READERS: Final[dict[str, Callable[[int, int, int], Extents]]] = {
     "swap": swap.read,
     "xfs": xfs.read,
 }
+# Filesystems that may span several volumes.
+_POOL_READERS: Final[dict[str, Callable[[Sequence[Part]], list[Extents]]]] = {"btrfs": btrfs.read}
 
 
 def used(path: Path, volume: Volume) -> Extents:
-    """Return what of a volume must be read.
+    """Return what of a volume that has nothing to do with others must be read.
+
+    As `used_of_machine`, of which it is the simplest case.
+    """
+    return used_of_machine([(path, volume)])[0]
+
+
+def used_of_machine(volumes: Sequence[tuple[Path, Volume]]) -> tuple[Extents, ...]:
+    """Return what of each volume must be read.
 
     Everything, for boot areas, gaps, filesystems without a reader here, and wherever a reader is
-    not sure; then `reason` says why.
+    not sure; then `reason` says why. Volumes that carry the same filesystem are read together.
 
     Args:
-        path: the disk or disk file that the volume lies on; only read.
-        volume: as the probe found it.
+        volumes: of one machine, as the probe found them, each with the disk or disk file that it
+            lies on, which is only read.
 
     Raises:
-        TruncatedSource: the disk ends within the volume.
+        TruncatedSource: a disk ends within a volume.
         UnreadableSource: a read error.
         ProgramMissing: e2fsprogs are not installed.
     """
-    kind = volume.filesystem.type if volume.filesystem else ""
-    reader = _READERS.get(kind)
-    with blockdev.open_disk(path) as fd:
-        if blockdev.size_of(fd) < volume.end:
-            raise TruncatedSource(
-                f"{path} ends at byte {blockdev.size_of(fd)}, but {volume.id} reaches to byte "
-                f"{volume.end}"
-            )
-        if kind == "crypto_LUKS":
-            return replace(whole(volume.length), method=_CLOSED)
-        if reader is None:
-            return whole(volume.length)
-        try:
-            return reader(fd, volume.offset, volume.length)
-        except UncertainMapError as doubt:
-            return whole(volume.length, str(doubt))
+    pools: dict[Filesystem | int, list[int]] = {}
+    for index, (_, volume) in enumerate(volumes):
+        filesystem = volume.filesystem
+        if filesystem is not None and filesystem.type in _POOL_READERS:
+            pools.setdefault(filesystem, []).append(index)
+        else:
+            pools[index] = [index]
+    found: dict[int, Extents] = {}
+    for members in pools.values():
+        filesystem = volumes[members[0]][1].filesystem
+        with ExitStack() as stack:
+            parts = [_open(stack, *volumes[index]) for index in members]
+            extents = _read(filesystem.type if filesystem else None, parts)
+        found.update(zip(members, extents, strict=True))
+    return tuple(found[index] for index in range(len(volumes)))
+
+
+def _open(stack: ExitStack, path: Path, volume: Volume) -> Part:
+    fd = stack.enter_context(blockdev.open_disk(path))
+    if blockdev.size_of(fd) < volume.end:
+        raise TruncatedSource(
+            f"{path} ends at byte {blockdev.size_of(fd)}, but {volume.id} reaches to byte "
+            f"{volume.end}"
+        )
+    return Part(fd, volume.offset, volume.length)
+
+
+def _read(kind: str | None, parts: list[Part]) -> list[Extents]:
+    try:
+        if kind in _POOL_READERS:
+            return _POOL_READERS[kind](parts)
+        if kind in _READERS:
+            return [_READERS[kind](part.fd, part.offset, part.length) for part in parts]
+    except UncertainMapError as doubt:
+        return [whole(part.length, str(doubt)) for part in parts]
+    everything = [whole(part.length) for part in parts]
+    if kind == "crypto_LUKS":
+        return [replace(extents, method=_CLOSED) for extents in everything]
+    return everything
