@@ -53,11 +53,10 @@ def copy_used(
     source: Path, volume: Volume, extents: Extents, target: Path, seed: int | None
 ) -> None:
     """Write only what the map names into a new file that was blank, or full of other noise."""
+    filler = b"" if seed is None else noise(MIB, seed * 7_368_787)
     with source.open("rb") as reader, target.open("wb") as writer:
         for part in range(0, volume.length, MIB):
-            length = min(MIB, volume.length - part)
-            if seed is not None:
-                writer.write(noise(length, seed * 7_368_787 + part))
+            writer.write(filler[: volume.length - part])
         writer.truncate(volume.length)
         for offset, length in extents.ranges.tolist():
             data = os.pread(reader.fileno(), length, volume.offset + offset)
