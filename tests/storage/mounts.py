@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from kernel_mounts import loop
+
 from imager import process
 
 
@@ -28,16 +30,6 @@ def mounted(image: Path, place: Path, *program: str) -> Iterator[Path]:
 
 
 @contextmanager
-def loop_device(image: Path) -> Iterator[Path]:
-    """Attach a file to a loop device."""
-    device = process.run("losetup", "--find", "--show", image).strip()
-    try:
-        yield Path(device)
-    finally:
-        process.run("losetup", "--detach", device)
-
-
-@contextmanager
 def ntfs(image: Path, place: Path, *options: str) -> Iterator[Path]:
     words = ",".join(("streams_interface=xattr", "compression", *options))
     with mounted(image, place, "ntfs-3g", "-o", words) as folder:
@@ -46,5 +38,5 @@ def ntfs(image: Path, place: Path, *options: str) -> Iterator[Path]:
 
 @contextmanager
 def exfat(image: Path, place: Path) -> Iterator[Path]:
-    with loop_device(image) as device, mounted(device, place, "mount.exfat-fuse") as folder:
+    with loop(image) as device, mounted(device, place, "mount.exfat-fuse") as folder:
         yield folder

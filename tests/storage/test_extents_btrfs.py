@@ -11,7 +11,7 @@ from pathlib import Path
 import google_crc32c
 import pytest
 from disk_files import START, Patch, copy_used, covers, digest, make_disk, map_of, volume_of
-from mounted_disks import break_up, cut_off, facts, fill, loop, mounted, partition
+from kernel_mounts import break_up, cut_off, facts, fill, loop, mounted, partition
 
 from imager import process
 from imager.extents.extents import Extents
