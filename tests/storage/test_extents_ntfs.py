@@ -412,8 +412,8 @@ def test_no_single_wrong_byte_makes_the_map_smaller(one: Path) -> None:
     volume, right = map_of(one)
     where = places(one)
     rng = random.Random(9)
-    chosen = [START + rng.randrange(90) for _ in range(60)]
-    for _ in range(120):
+    chosen = [START + rng.randrange(90) for _ in range(30)]
+    for _ in range(50):
         chosen.append(where.mft + rng.randrange(200) * where.record + rng.randrange(400))
         chosen.append(where.bitmap + rng.randrange(SIZE // where.cluster // 8))
     methods = []
@@ -423,5 +423,5 @@ def test_no_single_wrong_byte_makes_the_map_smaller(one: Path) -> None:
             found = used(one, volume)
         assert covers(found, right), f"byte {place - START} of the volume"
         methods.append(found.method)
-    assert methods.count("whole") > 60
+    assert methods.count("whole") > 25
     assert map_of(one)[1].method == "NTFS cluster bitmap"
