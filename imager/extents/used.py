@@ -8,7 +8,7 @@ from typing import Final
 
 from imager import blockdev
 from imager.errors import TruncatedSource
-from imager.extents import btrfs, exfat, ext, fat, ntfs, swap, xfs
+from imager.extents import btrfs, exfat, ext, fat, lvm, ntfs, swap, xfs
 from imager.extents.extents import Extents, Part, UncertainMapError, whole
 from imager.layout.disk import Volume
 from imager.layout.filesystem import Filesystem
@@ -16,6 +16,7 @@ from imager.layout.filesystem import Filesystem
 _CLOSED: Final = "LUKS, closed"
 
 _READERS: Final[dict[str, Callable[[int, int, int], Extents]]] = {
+    "LVM2_member": lvm.read,
     "exfat": exfat.read,
     "ext2": ext.read,
     "ext3": ext.read,
