@@ -8,7 +8,7 @@ from typing import Final
 
 from imager import blockdev
 from imager.errors import TruncatedSource
-from imager.extents import btrfs, exfat, ext, fat, lvm, ntfs, swap, xfs
+from imager.extents import btrfs, exfat, ext, f2fs, fat, lvm, ntfs, swap, xfs
 from imager.extents.extents import Extents, Part, UncertainMapError, whole
 from imager.layout.disk import Volume
 from imager.layout.filesystem import Filesystem
@@ -21,6 +21,7 @@ _READERS: Final[dict[str, Callable[[int, int, int], Extents]]] = {
     "ext2": ext.read,
     "ext3": ext.read,
     "ext4": ext.read,
+    "f2fs": f2fs.read,
     "ntfs": ntfs.read,
     "vfat": fat.read,
     "swap": swap.read,

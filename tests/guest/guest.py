@@ -127,7 +127,13 @@ class Guest:
     root: Path
 
     def run(
-        self, program: str, disks: Sequence[Path], folder: Path, *, timeout: float = 300
+        self,
+        program: str,
+        disks: Sequence[Path],
+        folder: Path,
+        *,
+        modules: Sequence[Path] = (),
+        timeout: float = 300,
     ) -> str:
         """Run a Python program in a new guest and return what it printed.
 
@@ -135,6 +141,7 @@ class Guest:
             program: its text.
             disks: raw disk files, which it may write.
             folder: receives the console's output.
+            modules: Python files it may import.
             timeout: seconds from power-on to power-off.
 
         Raises:
@@ -144,7 +151,7 @@ class Guest:
         folder.mkdir(parents=True, exist_ok=True)
         console, printed, ended = (folder / name for name in ("console", "printed", "ended"))
         with tempfile.NamedTemporaryFile(prefix="guest-initrd-") as initrd:
-            initrd.write(self.root.read_bytes() + _job(program))
+            initrd.write(self.root.read_bytes() + _job(program, modules))
             initrd.flush()
             spec = VmSpec(
                 "guest",
@@ -210,12 +217,14 @@ def _build(work: Path, script: Path) -> None:
         initramfs.pack_tar(archive, made / "root.zst", drop=_NOT_PACKED)
 
 
-def _job(program: str) -> bytes:
+def _job(program: str, modules: Sequence[Path]) -> bytes:
     """Return a second archive, which the kernel unpacks on top of the root."""
     archive = io.BytesIO()
     writer = CpioWriter(archive, 0)
     writer.folder("job")
     writer.file("job/main.py", program.encode())
+    for module in modules:
+        writer.file(f"job/{module.name}", module.read_bytes())
     writer.file("init", _INIT.encode(), 0o755)
     writer.close()
     # An archive that is not compressed would have to begin at a multiple of four.
