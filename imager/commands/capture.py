@@ -67,10 +67,10 @@ def capture(
 ) -> None:
     """Save the disks of a machine as a new image in REPO.
 
-    Only what is in use is read: used blocks of ext2, ext3, ext4, XFS, btrfs, FAT, exFAT and NTFS,
-    nothing of swap but its header, everything else whole with runs of zeros left out. Where it is
-    not certain what is in use, all is read, and the reason is said. What was deleted is not
-    captured, unless --forensic asks for it. The disks are never written to.
+    Only what is in use is read: used blocks of ext2, ext3, ext4, XFS, btrfs, FAT, exFAT, NTFS and
+    F2FS, of LVM what logical volumes have, of swap its header; everything else whole, with runs of
+    zeros left out. Where it is not certain what is in use, all is read, and the reason is said.
+    What was deleted is not captured, unless --forensic asks for it. The disks are never written to.
 
     \b
     Examples:

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Run by mmdebstrap when the packages of the guest's root are in place; $1 is the root, the other
-# names come in the environment: MODULES, the kernel modules wanted (with all they need).
+# names come in the environment: MODULES, patterns of the kernel modules wanted (with all they need).
 set -eu
 root=$1
 parts=$root/guest-parts

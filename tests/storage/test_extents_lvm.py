@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import mounts
 import pytest
 from disk_files import Patch, noise
+from kernel_mounts import loop
 
 from imager import blockdev, process
 from imager.extents import lvm
@@ -27,7 +27,7 @@ SIZE = 80 * MIB
 def tools(folder: Path, *disks: Path) -> Iterator[tuple[str, ...]]:
     """Yield the devices of disk files, for LVM's own tools, which see nothing else meanwhile."""
     with ExitStack() as stack:
-        devices = [str(stack.enter_context(mounts.loop_device(disk))) for disk in disks]
+        devices = [str(stack.enter_context(loop(disk))) for disk in disks]
         allowed = "".join(f'"a|^{device}$|",' for device in devices)
         (folder / "lvm.conf").write_text(
             f'devices {{ use_devicesfile=0 filter=[{allowed}"r|.*|"] }}\n'
