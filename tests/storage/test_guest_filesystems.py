@@ -53,7 +53,7 @@ KINDS = {
             (),
             ("-O", "extra_attr,inode_checksum,inode_crtime,sb_checksum,flexible_inline_xattr"),
             ("-O", "extra_attr,compression"),
-            ("-O", "encrypt,verity,quota,lost_found"),
+            ("-O", "encrypt,verity,lost_found"),
             ("-i",),
             ("-s", "2", "-z", "2", "-o", "30"),
             ("-O", "casefold", "-C", "utf8", "-l", "label"),
