@@ -11,7 +11,7 @@ from pathlib import Path
 import google_crc32c
 import pytest
 from disk_files import START, Patch, copy_used, covers, digest, make_disk, map_of, volume_of
-from kernel_mounts import break_up, cut_off, facts, fill, loop, mounted, partition
+from kernel_mounts import break_up, cut_off, facts, fill, loop, mounted, partition, unpack_newer
 
 from imager import process
 from imager.extents.extents import Extents
@@ -105,6 +105,11 @@ def check(attached: Sequence[Path], at: Path) -> dict[str, object]:
     for device in attached:
         process.run("btrfs", "device", "scan", device)
     process.run("btrfs", "check", "--readonly", "--check-data-csum", attached[0])
+    return look_through(attached, at)
+
+
+def look_through(attached: Sequence[Path], at: Path) -> dict[str, object]:
+    """Return all there is in a filesystem; every copy of it must have the right checksum."""
     with pool(attached, at, "ro") as root:
         found = facts(root)
         said = process.run("btrfs", "scrub", "start", "-B", "-r", root, timeout=300)
@@ -142,6 +147,27 @@ def test_map_holds_all_that_matters(variant: str, tmp_path: Path) -> None:
         live(root)
     for extents in assert_equal_copies(disks, tmp_path):
         assert extents.total < 0.6 * size
+
+
+@pytest.mark.parametrize("name", [pytest.param("groups", marks=pytest.mark.slow), "squota"])
+def test_features_of_newer_tools(name: str, tmp_path: Path) -> None:
+    disk, copy = tmp_path / "disk.img", tmp_path / "copy.img"
+    unpack_newer(f"btrfs-{name}", disk)
+    assert map_of(disk)[1].method == METHOD
+    needed = {"groups": "block_group_tree", "squota": "simple_quota"}[name]
+    if not Path("/sys/fs/btrfs/features", needed).exists():
+        pytest.skip(f"this kernel lacks {needed}")
+    with devices([disk]) as attached, pool(attached, tmp_path / "mnt") as root:
+        live(root)
+    volume, extents = map_of(disk)
+    assert (extents.method, extents.reason) == (METHOD, None)
+    copy_used(disk, volume, extents, copy, 77)
+    found = []
+    for path, partitioned in ((disk, True), (copy, False)):
+        # btrfs-progs of Debian 12 don't know these features: the kernel looks through it alone.
+        with devices([path], partitioned=partitioned) as attached:
+            found.append(look_through(attached, tmp_path / "mnt"))
+    assert found[0] == found[1]
 
 
 def test_cut_off_between_two_transactions(tmp_path: Path) -> None:
