@@ -46,7 +46,7 @@ VARIANTS = {
     "raid6": (4, ("-m", "raid6", "-d", "raid6"), ()),
     "single-of-2": (2, ("-m", "raid1", "-d", "single"), ()),
 }
-QUICK = {"default", "mixed", "raid0", "raid10"}
+QUICK = {"default", "mixed", "raid10"}
 
 
 def maps(disks: Sequence[Path]) -> list[tuple[Volume, Extents]]:
@@ -87,7 +87,8 @@ def test_map_holds_all_that_matters(variant: str, tmp_path: Path) -> None:
         assert extents.total < 0.6 * size
 
 
-@pytest.mark.parametrize("name", [pytest.param("groups", marks=pytest.mark.slow), "squota"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["groups", "squota"])
 def test_features_of_newer_tools(name: str, tmp_path: Path) -> None:
     disk, copy = tmp_path / "disk.img", tmp_path / "copy.img"
     unpack_newer(f"btrfs-{name}", disk)

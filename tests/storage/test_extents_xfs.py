@@ -46,7 +46,7 @@ UNMOUNTED = {
     "v4-ci": ("-m", "crc=0", "-n", "version=ci"),
     "64k": ("-b", "size=65536"),
 }
-QUICK = {"default", "1k", "rmapbt", "bare", "v4", "v4-512"}
+QUICK = {"1k", "rmapbt", "bare", "v4"}
 
 
 def quick_first(variants: dict[str, tuple[str, ...]]) -> list[object]:

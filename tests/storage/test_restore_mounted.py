@@ -54,6 +54,7 @@ def test_a_machine_with_xfs_and_a_btrfs_over_two_disks(saved: Saved, tmp_path: P
         assert btrfs_disks.check(attached, tmp_path / "mnt") == expected_pool
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["xfs", "btrfs"])
 def test_a_machine_whose_power_was_cut(kind: str, saved: Saved, tmp_path: Path) -> None:
     """Read whole, with what waits in the log; mounting it brings back what was synced to it."""
