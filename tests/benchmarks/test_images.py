@@ -83,14 +83,15 @@ def test_a_wrong_restore_ends_the_run(
 
 def test_trees_differ(corpus: Corpus) -> None:
     base, changed, second = map(corpus.tree, ("base", "changed", "second"))
-    assert not differences(base, second)
+    # Folders that deleted files have left empty are on the first disk only.
+    assert all(base[path].startswith("40755 ") for path in differences(base, second))
     changes = differences(base, changed)
     assert 2 <= len(changes) < len(base) / 4
     assert any(path.startswith("new/") for path in changes)
     with device_of(corpus.image("second")) as device:
         assert device.is_block_device()
     with mounted(corpus.image("second"), "ro") as place:
-        assert tree_of(place) == second
+        assert not differences(tree_of(place), second)
 
 
 def test_what_a_family_takes(tmp_path: Path) -> None:

@@ -184,18 +184,18 @@ def _fill(
     Returns:
         The names that stay, group by group, and spare files, where they lie on this machine.
     """
-    total = sum(group.size for group, _ in chosen)
+    spared, deleted = _roles([group.size for group, _ in chosen], wanted, chance)
     laid: list[list[str]] = []
-    going, spare = [], []
-    for group, again in chosen:
-        lot = chance.random() * total
-        if lot < wanted * _SPARE:
+    going: list[str] = []
+    spare: list[str] = []
+    for number, (group, again) in enumerate(chosen):
+        if number in spared:
             spare += group.paths
             continue
         names = [f"copy{again}{path}" if again else path.lstrip("/") for path in group.paths]
         for path, name in zip(group.paths, names, strict=True):
             _copy(Path(path), place / name, again)
-        if lot > total - wanted * _RESIDUE:
+        if number in deleted:
             going += names
         else:
             laid.append(names)
@@ -203,6 +203,20 @@ def _fill(
     for name in going:
         (place / name).unlink(missing_ok=True)
     return laid, spare
+
+
+def _roles(sizes: Sequence[int], wanted: int, chance: random.Random) -> tuple[set[int], set[int]]:
+    """Return the numbers of groups that are spare, and of those that are deleted again."""
+    roles: tuple[set[int], set[int]] = (set(), set())
+    numbers = iter(chance.sample(range(len(sizes)), len(sizes)))
+    for role, share in zip(roles, (_SPARE, _RESIDUE), strict=True):
+        size = 0
+        for number in numbers:
+            role.add(number)
+            size += sizes[number]
+            if size >= wanted * share:
+                break
+    return roles
 
 
 def _copy(source: Path, target: Path, again: int = 0) -> None:
