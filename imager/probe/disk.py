@@ -8,6 +8,7 @@ from imager import blockdev
 from imager.errors import TruncatedSource
 from imager.layout.disk import Disk, DiskIdentity, Volume, VolumeRole
 from imager.layout.filesystem import Filesystem
+from imager.layout.partition_table import TableKind
 from imager.probe.filesystem import declared_size, read_signature
 from imager.probe.partition_table import ReadTable, read_table
 from imager.units import MIB, format_size
@@ -30,7 +31,8 @@ def probe_disk(
     """Return what a disk holds, cut into volumes that cover all of it that matters.
 
     Guarantees: volumes are in order, do not overlap, lie within the disk, and hold every byte of
-    its partition tables, every partition, and every gap of at most 64 MiB.
+    its partition tables, every partition, and every gap of at most 64 MiB. An MBR without any
+    partition counts as no table: the disk is one volume.
 
     Args:
         path: disk or disk file; only read.
@@ -49,7 +51,9 @@ def probe_disk(
         found = read_table(
             path, fd, identity.size, identity.logical_sector, signature=signature.table
         )
-        if found is None:
+        # An MBR without partitions is more likely the first sector of something else: exFAT on a
+        # whole stick, or a physical volume of LVM on a disk that had a table once.
+        if found is None or (found.table.kind is TableKind.MBR and not found.table.partitions):
             _check_span(fd, origin or str(path), signature.filesystem, identity.size)
             whole = Volume(
                 id=f"{disk_id}/whole",

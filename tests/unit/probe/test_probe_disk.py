@@ -355,3 +355,21 @@ def test_nothing_is_written(tmp_path: Path) -> None:
     path.chmod(0o400)
     probe(path)
     assert (path.read_bytes(), path.stat().st_mtime_ns) == before
+
+
+def test_an_empty_mbr_is_no_table(tmp_path: Path) -> None:
+    """exFAT on a whole stick looks like one; so does a filesystem behind a table of old."""
+    stick, old = tmp_path / "stick", tmp_path / "old"
+    for path in (stick, old):
+        with path.open("wb") as file:
+            file.truncate(300 * MIB)
+    process.run("mkfs.exfat", stick)
+    process.run("mke2fs", "-q", "-t", "ext4", old)
+    process.run("sfdisk", "--quiet", "--wipe=never", old, stdin=b"label: dos\n")
+    for path, kind in ((stick, "exfat"), (old, "ext4")):
+        disk = probe(path)
+        assert disk.table is None
+        (volume,) = disk.volumes
+        assert (volume.role, volume.length) == (VolumeRole.WHOLE_DISK, 300 * MIB)
+        assert volume.filesystem is not None
+        assert volume.filesystem.type == kind
