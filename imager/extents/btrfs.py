@@ -1,9 +1,10 @@
-"""btrfs: all that is allocated, less the free space within it that two trees tell of.
+"""btrfs: all that is allocated, less the free space within it that has two witnesses.
 
 A filesystem may span several volumes; they are read together. What matters on each is found from
 the outside: superblocks and their copies, the first MiB, and every chunk, whatever it holds. Of a
-chunk only those ranges are left out that are free in the extent tree and in the free space tree
-as well; without a valid free space tree chunks are read as a whole. All of this counts only if
+chunk only those ranges are left out that are free in the extent tree, and for which there is a
+second witness: the free space tree, or where there is no valid one, all other trees, none of which
+refers to them. All of this counts only if
 
 - all superblocks of all devices agree, know no feature that is not known here, and no log tree
   waits to be replayed;
@@ -12,7 +13,7 @@ as well; without a valid free space tree chunks are read as a whole. All of this
 - chunk tree and device tree tell of the same places, which add up to what each device counts;
 - block groups are the chunks; extents add up to what each group counts, and all to the
   superblock's count;
-- extent tree and free space tree agree to the byte;
+- extent tree and free space tree agree to the byte, or no file or tree refers to free space;
 - no tree begins in, and none of the trees read lies in, free space.
 """
 
@@ -34,6 +35,7 @@ from imager.extents.btrfs_chunks import (
     parse_chunk,
     parse_system_chunks,
 )
+from imager.extents.btrfs_references import read_references
 from imager.extents.btrfs_space import BlockGroups, Ranges
 from imager.extents.btrfs_superblock import (
     DEVICE,
@@ -59,6 +61,7 @@ _REPLACE_ITEM: Final = 250
 
 _ROOT_GENERATION_AT: Final = 160
 _ROOT_BLOCK_AT: Final = 176
+_ROOT_REFERENCES_AT: Final = 216
 _ROOT_LEVEL_AT: Final = 238
 _ROOT_SIZE: Final = 239
 _PLACE: Final = struct.Struct("<QQQQ16s")  # tree, objectid, chunk, length, UUID
@@ -141,9 +144,9 @@ class _Filesystem:
             other = btrfs_space.read_free_space(self._reader, tree, groups, superblock.sector)
             if not all(map(np.array_equal, free, other)):
                 raise UncertainMapError("extent tree and free space tree disagree")
+        else:
+            self._check_references(free, groups, roots)
         self._check_trees(free, groups, roots)
-        if not superblock.has_free_space_tree:
-            free = free[0][:0], free[1][:0]
         return _Allocation(self._map.chunks, free)
 
     def _read(self, address: int, size: int) -> bytes:
@@ -170,19 +173,26 @@ class _Filesystem:
             raise UncertainMapError("chunk tree and superblock disagree about system chunks")
         return chunks
 
+    def _root_tree(self) -> Root:
+        block, level = self._superblock.root
+        return Root(_ROOT_TREE, block, level, self._superblock.generation)
+
     def _roots(self) -> list[Root]:
         """Return the roots of all trees but the first two."""
-        block, level = self._superblock.root
-        tree = Root(_ROOT_TREE, block, level, self._superblock.generation)
         found = []
-        for leaf in self._reader.leaves(tree):
+        for leaf in self._reader.leaves(self._root_tree()):
             for item in leaf.items[leaf.items["type"] == _ROOT_ITEM]:
                 data = leaf.content(item)
                 if len(data) < _ROOT_SIZE:
                     raise UncertainMapError("the root of a tree makes no sense")
                 (generation,) = struct.unpack_from("<Q", data, _ROOT_GENERATION_AT)
                 (block,) = struct.unpack_from("<Q", data, _ROOT_BLOCK_AT)
-                found.append(Root(int(item["object"]), block, data[_ROOT_LEVEL_AT], generation))
+                (references,) = struct.unpack_from("<I", data, _ROOT_REFERENCES_AT)
+                found.append(
+                    Root(
+                        int(item["object"]), block, data[_ROOT_LEVEL_AT], generation, not references
+                    )
+                )
         return found
 
     def _root(self, roots: list[Root], tree: int) -> Root:
@@ -241,6 +251,14 @@ class _Filesystem:
         if int(groups.used.sum()) != self._superblock.used:
             raise UncertainMapError("block groups and superblock disagree about the used bytes")
 
+    def _check_references(self, free: Ranges, groups: BlockGroups, roots: list[Root]) -> None:
+        """Nothing that a file refers to may be free."""
+        # The root tree has files as well: caches of free space as they were before the tree.
+        starts, ends = read_references(self._reader, [self._root_tree(), *roots])
+        btrfs_space.containing(groups.starts, groups.ends, starts, ends)
+        if not is_apart(starts, ends, *free):
+            raise UncertainMapError("the extent tree says that a file's content is free")
+
     def _check_trees(self, free: Ranges, groups: BlockGroups, roots: list[Root]) -> None:
         """Neither the trees that were read nor the root of any other may be free."""
         blocks = {*self._reader.blocks, *(root.block for root in roots if root.block)}
@@ -272,5 +290,4 @@ def _extents(superblock: Superblock, part: Part, allocation: _Allocation) -> Ext
                 starts.append(used[0])
                 ends.append(used[1])
     ranges = merged(np.concatenate(starts), np.concatenate(ends))
-    method = "btrfs trees" if superblock.has_free_space_tree else "btrfs chunks"
-    return Extents(ranges, method, None, superblock.sector)
+    return Extents(ranges, "btrfs trees", None, superblock.sector)

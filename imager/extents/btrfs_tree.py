@@ -1,7 +1,7 @@
 """Trees of btrfs: every block is verified before a byte of it counts."""
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -31,12 +31,14 @@ class Root:
         block: logical address of the uppermost block.
         level: of that block.
         generation: in which it was written.
+        is_deleted: a subvolume that is being cleared away.
     """
 
     tree: int
     block: int
     level: int
     generation: int
+    is_deleted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +53,24 @@ class Leaf:
     items: NDArray[np.void]
     data: bytes
 
+    def starts(self, items: NDArray[np.void]) -> NDArray[np.int64]:
+        """Return where in the block some items' contents begin."""
+        return _HEAD_SIZE + items["place"].astype(np.int64)
+
     def content(self, item: np.void) -> bytes:
         """Return what an item holds."""
         start = _HEAD_SIZE + int(item["place"])
         return self.data[start : start + int(item["size"])]
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """A block that waits to be read, as its parent tells of it; the key is of its first item."""
+
+    block: int
+    level: int
+    generation: int
+    key: np.void | None
 
 
 class TreeReader:
@@ -73,7 +89,7 @@ class TreeReader:
             UncertainMapError: a block is damaged, or is not the one that should be there.
         """
         last: bytes | None = None
-        for leaf in self._below(root, root.block, root.level, root.generation, None):
+        for leaf in self._below(root, _Step(root.block, root.level, root.generation, None)):
             if not leaf.items.size:
                 if root.level:
                     raise UncertainMapError(f"a leaf of tree {root.tree} is empty")
@@ -84,21 +100,42 @@ class TreeReader:
             last = keys[-1]
             yield leaf
 
-    def _below(
-        self, root: Root, block: int, level: int, generation: int, key: np.void | None
-    ) -> Iterator[Leaf]:
-        data, count = self._block(root, block, level, generation)
-        if level == 0:
-            yield self._leaf(root, data, count, key)
-            return
+    def leaves_of_all(self, roots: Iterable[Root]) -> Iterator[Leaf]:
+        """Yield the leaves of trees that may have blocks in common, each of them once.
+
+        Raises:
+            UncertainMapError: a block is damaged, or is not the one that should be there.
+        """
+        seen: set[int] = set()
+        for root in roots:
+            yield from self._below(root, _Step(root.block, root.level, root.generation, None), seen)
+        self.blocks += seen
+
+    def _below(self, root: Root, top: _Step, seen: set[int] | None = None) -> Iterator[Leaf]:
+        """Yield the leaves below a block; with `seen`, those below blocks that are not in it."""
+        waiting = [top]
+        while waiting:
+            step = waiting.pop()
+            if seen is not None:
+                if step.block in seen:
+                    continue
+                seen.add(step.block)
+            data, count = self._block(root, step, is_shared=seen is not None)
+            if step.level == 0:
+                yield self._leaf(root, data, count, step.key)
+            else:
+                waiting += reversed(self._children(root, data, count, step))
+
+    def _children(self, root: Root, data: bytes, count: int, step: _Step) -> list[_Step]:
         if not count or count > (len(data) - _HEAD_SIZE) // _POINTER.itemsize:
             raise UncertainMapError(f"a node of tree {root.tree} makes no sense")
         pointers = np.frombuffer(data, _POINTER, count, _HEAD_SIZE)
-        if key is not None and not _same_key(pointers[0], key):
+        if step.key is not None and not _same_key(pointers[0], step.key):
             raise UncertainMapError(f"a node of tree {root.tree} does not begin as it should")
-        for pointer in pointers:
-            place, written = int(pointer["block"]), int(pointer["generation"])
-            yield from self._below(root, place, level - 1, written, pointer)
+        return [
+            _Step(int(pointer["block"]), step.level - 1, int(pointer["generation"]), pointer)
+            for pointer in pointers
+        ]
 
     def _leaf(self, root: Root, data: bytes, count: int, key: np.void | None) -> Leaf:
         room = len(data) - _HEAD_SIZE
@@ -112,18 +149,20 @@ class TreeReader:
             raise UncertainMapError(f"a leaf of tree {root.tree} does not begin as it should")
         return Leaf(items, data)
 
-    def _block(self, root: Root, block: int, level: int, generation: int) -> tuple[bytes, int]:
+    def _block(self, root: Root, step: _Step, *, is_shared: bool) -> tuple[bytes, int]:
         superblock = self._superblock
-        if level > _MAX_LEVEL or block % superblock.sector:
+        if step.level > _MAX_LEVEL or step.block % superblock.sector:
             raise UncertainMapError(f"tree {root.tree} makes no sense")
-        data = self._read(block, superblock.node)
-        uuid, address, _, _, written, owner, count, found = _HEAD.unpack_from(data, _SUM_SIZE)
-        expected = (superblock.metadata_uuid, block, generation, root.tree, level)
-        if (uuid, address, written, owner, found) != expected:
+        data = self._read(step.block, superblock.node)
+        uuid, address, _, _, written, owner, count, level = _HEAD.unpack_from(data, _SUM_SIZE)
+        expected = (superblock.metadata_uuid, step.block, step.generation, step.level)
+        # What a snapshot has in common with its origin belongs to the origin.
+        if (uuid, address, written, level) != expected or (owner != root.tree and not is_shared):
             raise UncertainMapError(f"tree {root.tree} leads to a block of something else")
         if not is_sound(data, superblock.checksum):
             raise UncertainMapError(f"a block of tree {root.tree} has a wrong checksum")
-        self.blocks.append(block)
+        if not is_shared:
+            self.blocks.append(step.block)
         return data, count
 
 
