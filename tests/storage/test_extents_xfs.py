@@ -220,6 +220,41 @@ def test_unmounts_and_power_cuts_at_all_places_of_the_log(tmp_path: Path) -> Non
         assert_whole(copy, "not unmounted cleanly")
 
 
+# In the log that mkfs writes: offset, what is there, what is put there.
+LOG_LIES = {
+    "no unmount": (512 + 9, b"\x20", b"\0"),
+    "two operations": (40, b"\0\0\0\1", b"\0\0\0\2"),
+    "longer": (12, b"\0\0", b"\0\1"),
+    "no record": (0, b"\xfe\xed\xba\xbe", b"\0\0\0\1"),
+    "something behind": (2 * 512, b"\0\0\0\0", b"\0\0\0\1"),
+    "something far behind": (90 * 512, b"\0\0\0\0", b"\0\0\0\1"),
+}
+
+
+@pytest.mark.parametrize("lie", LOG_LIES)
+def test_logs_that_are_not_quite_clean(lie: str, fresh: tuple[Path, int]) -> None:
+    disk, log = fresh
+    offset, before, after = LOG_LIES[lie]
+    with disk.open("rb") as file:
+        assert os.pread(file.fileno(), len(before), log + offset) == before
+    assert map_of(disk)[1].method == METHOD
+    with Patch(disk, log + offset, after):
+        assert map_of(disk)[1].method == "whole"
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
+    """Return a filesystem that was never mounted, and where its log begins in the file."""
+    disk = tmp_path_factory.mktemp("fresh") / "disk.img"
+    make(disk, size=48 * MIB)
+    with partition(disk) as device:
+        words = ["-c", "sb 0", "-c", "p logstart agblocks agblklog blocksize"]
+        text = process.run("xfs_db", "-r", *words, device)
+    start, blocks, shift, size = (int(word) for word in re.findall(r"= (\d+)", text))
+    group, block = start >> shift, start & (1 << shift) - 1
+    return disk, START + (group * blocks + block) * size
+
+
 def test_frozen_is_not_unmounted(tmp_path: Path) -> None:
     disk, copy = tmp_path / "disk.img", tmp_path / "cut.img"
     make(disk)
