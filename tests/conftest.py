@@ -43,10 +43,9 @@ class Tiny:
             source.write_bytes(data)
             volume = Volume(volume_id, VolumeRole.WHOLE_DISK, 0, len(data))
             with source.open("rb") as file, Pipeline(session, 2) as pipeline:
-                found, used = pipeline.volume_map(
+                root, used = pipeline.add_volume(
                     file.fileno(), volume, whole(len(data)), lambda _: None
                 )
-            root = session.add_map(found)
             summaries.append(VolumeSummary(volume_id, len(data), used, root.id.hex(), root.level))
             volumes.append(Volume(volume_id, VolumeRole.WHOLE_DISK, offset, len(data)))
             offset += len(data)

@@ -2,21 +2,22 @@
 
 import os
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import imager
 from imager import blockdev
-from imager.capture.pipeline import Pipeline
+from imager.capture.pipeline import Pipeline, stages_of
 from imager.capture.planner import CapturePlan, VolumePlan
 from imager.errors import SourceError
-from imager.repository.chunk import DEFAULT_LEVEL
+from imager.repository.compression import Compressor
 from imager.repository.image import ExtentsNote, Manifest, Summary, VolumeSummary
 from imager.repository.keyring import Credential
 from imager.repository.repository import Problem, Repository, now
 from imager.repository.session import Counters, Session
+from imager.stages import Stages
 
 OFFLINE: Final = "offline"
 
@@ -32,12 +33,14 @@ class Captured:
         summary: what it says of itself.
         new_chunks: number of chunks that were not in the repository before.
         problems: damage in the repository that was noticed on the way.
+        stages: where the time went.
     """
 
     image: str
     summary: Summary
     new_chunks: int
     problems: tuple[Problem, ...]
+    stages: Stages
 
 
 def capture(
@@ -46,7 +49,7 @@ def capture(
     credential: Credential,
     advance: Advance,
     *,
-    level: int = DEFAULT_LEVEL,
+    level: int | None = None,
     workers: int | None = None,
 ) -> Captured:
     """Read what the plan says and store it as one image.
@@ -59,8 +62,8 @@ def capture(
         repository: where to.
         credential: of the machine.
         advance: told of every byte read.
-        level: of zstd.
-        workers: threads that compress; by default one for each core.
+        level: of zstd; None lets it follow what is the bound.
+        workers: threads that hash, compress and seal; by default one for each core.
 
     Raises:
         SourceError: a disk can't be read, or changed its size meanwhile.
@@ -69,20 +72,29 @@ def capture(
     """
     started = now()
     repository.backend.tidy()
-    session = Session(repository, credential, level)
+    workers = workers or len(os.sched_getaffinity(0))
+    stages = stages_of(workers)
     by_path: defaultdict[Path, list[VolumePlan]] = defaultdict(list)
     for volume in plan.volumes:
         by_path[volume.path].append(volume)
     summaries: dict[str, VolumeSummary] = {}
-    with Pipeline(session, workers or len(os.sched_getaffinity(0))) as pipeline:
+    with (
+        Session(repository, credential, Compressor(level), stages) as session,
+        Pipeline(session, workers, stages) as pipeline,
+    ):
         for path, volumes in by_path.items():
             with blockdev.open_disk(path) as descriptor:
                 for item in volumes:
-                    summaries[item.volume.id] = _volume(
-                        item, pipeline, session, descriptor, advance
-                    )
+                    summaries[item.volume.id] = _volume(item, pipeline, descriptor, advance)
                 if blockdev.size_of(descriptor) != item.disk.identity.size:
                     raise SourceError(f"{item.disk.origin} changed its size during the capture")
+        image_id, summary = _finish(plan, session, started, summaries)
+    return Captured(image_id, summary, session.counters.new_chunks, tuple(session.problems), stages)
+
+
+def _finish(
+    plan: CapturePlan, session: Session, started: str, summaries: Mapping[str, VolumeSummary]
+) -> tuple[str, Summary]:
     listed = tuple(summaries[item.volume.id] for item in plan.volumes)
     machine = plan.machine
 
@@ -105,13 +117,11 @@ def capture(
         for item in plan.volumes
     }
     manifest = Manifest(machine, notes, f"remetal {imager.__version__}")
-    image_id, summary = session.finish(summarise, manifest)
-    return Captured(image_id, summary, session.counters.new_chunks, tuple(session.problems))
+    return session.finish(summarise, manifest)
 
 
 def _volume(
-    item: VolumePlan, pipeline: Pipeline, session: Session, descriptor: int, advance: Advance
+    item: VolumePlan, pipeline: Pipeline, descriptor: int, advance: Advance
 ) -> VolumeSummary:
-    volume_map, used = pipeline.volume_map(descriptor, item.volume, item.extents, advance)
-    root = session.add_map(volume_map)
+    root, used = pipeline.add_volume(descriptor, item.volume, item.extents, advance)
     return VolumeSummary(item.volume.id, item.volume.length, used, root.id.hex(), root.level)

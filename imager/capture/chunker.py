@@ -5,6 +5,7 @@ group, so that stored sizes do not tell which known files a disk holds.
 """
 
 import hashlib
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
@@ -69,37 +70,41 @@ class Chunker:
         """
         zero, cuts = self._examine(data)
         blocks = len(zero)
-        pieces: list[Piece] = []
-        position = 0
+        line = _Line(cuts, len(data))
         for start, end in _zero_runs(zero, continues=self._in_zero):
             open_end = end == blocks and not final
             if end - start < LEAST_ZERO_BLOCKS and not (start == 0 and self._in_zero):
                 if open_end:
-                    consumed = _cut_data(pieces, cuts, position, start, closed=False)
+                    line.cut(start, closed=False)
                     self._in_zero = False
-                    return _in_bytes(pieces, len(data)), consumed * BLOCK
+                    return line.pieces, line.covered
                 continue
-            _cut_data(pieces, cuts, position, start, closed=True)
-            pieces.append(Piece(PieceKind.ZERO, start, end))
-            position = end
-        self._in_zero = position == blocks and bool(pieces)
-        consumed = _cut_data(pieces, cuts, position, blocks, closed=final)
-        return _in_bytes(pieces, len(data)), min(consumed * BLOCK, len(data))
+            line.cut(start, closed=True)
+            line.append(PieceKind.ZERO, end)
+        self._in_zero = line.position == blocks and bool(line.pieces)
+        line.cut(blocks, closed=final)
+        return line.pieces, line.covered
 
-    def _examine(self, data: memoryview) -> tuple[NDArray[np.bool_], NDArray[np.intp]]:
+    def _examine(self, data: memoryview) -> tuple[NDArray[np.bool_], list[int]]:
         """Return which blocks are zero, and the numbers of blocks after which a cut may be."""
         whole = len(data) // BLOCK
         words = np.frombuffer(data, "<u8", count=whole * _WORDS).reshape(whole, _WORDS)
-        samples = words[:, _SAMPLE]
-        zero: NDArray[np.bool_] = ~np.any(samples, axis=1)
-        for block in np.flatnonzero(zero):
-            zero[block] = not words[block].any()
-        prints = (samples * self._multipliers).sum(axis=1, dtype=np.uint64)
-        cuts = np.flatnonzero(prints + self._multipliers[0] < _CUT_BELOW)
+        prints = np.ascontiguousarray(words[:, _SAMPLE]) @ self._multipliers
+        zero = _zero_blocks(words, prints == 0)
+        cuts = np.flatnonzero(prints + self._multipliers[0] < _CUT_BELOW).tolist()
         if len(data) % BLOCK:
             tail = np.frombuffer(data, "u1", offset=whole * BLOCK)
             zero = np.append(zero, not tail.any())
         return zero, cuts
+
+
+def _zero_blocks(words: NDArray[np.uint64], candidates: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return which of the candidates really are zero."""
+    edges = np.flatnonzero(np.diff(candidates, prepend=False, append=False)).tolist()
+    for start, end in zip(edges[::2], edges[1::2], strict=True):
+        if words[start:end].any():
+            candidates[start:end] = ~words[start:end].any(axis=1)
+    return candidates
 
 
 def _zero_runs(zero: NDArray[np.bool_], *, continues: bool) -> Iterator[tuple[int, int]]:
@@ -115,24 +120,49 @@ def _zero_runs(zero: NDArray[np.bool_], *, continues: bool) -> Iterator[tuple[in
         yield int(start), int(end)
 
 
-def _cut_data(
-    pieces: list[Piece], cuts: NDArray[np.intp], start: int, end: int, *, closed: bool
-) -> int:
-    """Append the chunks of a data stretch; return the block where the undecided rest begins."""
-    while start < end:
-        position = int(np.searchsorted(cuts, start + LEAST_BLOCKS - 1))
-        limit = start + MOST_BLOCKS
-        stop = min(int(cuts[position]) + 1, limit) if position < len(cuts) else limit
-        if stop > end:
-            if not closed:
-                return start
-            stop = end
-        pieces.append(Piece(PieceKind.DATA, start, stop))
-        start = stop
-    return start
+class _Line:
+    """The pieces of a buffer in the making.
 
+    Args:
+        cuts: numbers of blocks after which a cut may be, ascending.
+        size: bytes of the buffer.
 
-def _in_bytes(pieces: list[Piece], size: int) -> list[Piece]:
-    return [
-        Piece(piece.kind, piece.start * BLOCK, min(piece.end * BLOCK, size)) for piece in pieces
-    ]
+    Attributes:
+        pieces: decided so far.
+        position: the block where what is undecided begins.
+    """
+
+    def __init__(self, cuts: list[int], size: int) -> None:
+        self._cuts = cuts
+        self._size = size
+        self.pieces: list[Piece] = []
+        self.position = 0
+
+    @property
+    def covered(self) -> int:
+        """Bytes that the pieces cover."""
+        return min(self.position * BLOCK, self._size)
+
+    def append(self, kind: PieceKind, end: int) -> None:
+        """Let a piece end before a block."""
+        piece = Piece(kind, self.position * BLOCK, min(end * BLOCK, self._size))
+        self.pieces.append(piece)
+        self.position = end
+
+    def cut(self, end: int, *, closed: bool) -> None:
+        """Append the chunks of a data stretch up to a block.
+
+        Args:
+            end: the block.
+            closed: whether the data ends there; else the last chunk is left undecided.
+        """
+        while self.position < end:
+            number = bisect_left(self._cuts, self.position + LEAST_BLOCKS - 1)
+            stop = self.position + MOST_BLOCKS
+            if number < len(self._cuts):
+                stop = min(self._cuts[number] + 1, stop)
+            if stop > end:
+                if not closed:
+                    return
+                stop = end
+            self.append(PieceKind.DATA, stop)

@@ -4,6 +4,7 @@ import contextlib
 import platform
 import time
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -14,12 +15,28 @@ from imager.capture.planner import CapturePlan, plan
 from imager.capture.source import default_disks, open_sources
 from imager.commands.repository_argument import repository_argument
 from imager.commands.secrets import credential_option, load_credential
+from imager.commands.stage_table import show_stages, stats_option
 from imager.console import Output, verb
 from imager.layout import codec
 from imager.repository.backend.place import Place
-from imager.repository.chunk import DEFAULT_LEVEL
+from imager.repository.compression import LEAST_LEVEL, MOST_LEVEL
 from imager.repository.repository import Repository
 from imager.units import format_duration, format_size
+
+_AUTO = "auto"
+
+
+class _Level(click.ParamType[int | None]):
+    """A level of zstd, or None for one that follows what is the bound."""
+
+    name = "level"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | None:
+        if value == _AUTO or value is None:
+            return None
+        return click.IntRange(LEAST_LEVEL, MOST_LEVEL).convert(value, param, ctx)
 
 
 @click.command()
@@ -35,10 +52,11 @@ from imager.units import format_duration, format_size
 @click.option("--name", help="Name of the machine; by default this host's name.")
 @click.option(
     "--compression",
-    type=click.IntRange(1, 19),
-    default=DEFAULT_LEVEL,
+    type=_Level(),
+    default=_AUTO,
     show_default=True,
-    help="Level of zstd.",
+    help=f"Level of zstd, {LEAST_LEVEL} to {MOST_LEVEL}, or {_AUTO}: fast while the processors are the bound, "
+    "stronger while the store is.",
 )
 @click.option(
     "--polite/--no-polite",
@@ -51,6 +69,7 @@ from imager.units import format_duration, format_size
     is_flag=True,
     help="Read every sector: deleted files, swap and unpartitioned space too.",
 )
+@stats_option
 @click.option("--dry-run", is_flag=True, help="Show what would be read, and store nothing.")
 @credential_option
 @verb
@@ -59,9 +78,10 @@ def capture(
     repo: Place,
     disks: tuple[Path, ...],
     name: str | None,
-    compression: int,
+    compression: int | None,
     polite: bool,
     forensic: bool,
+    stats: bool,
     dry_run: bool,
     credential: Path | None,
 ) -> None:
@@ -95,6 +115,8 @@ def capture(
     for problem in captured.problems:
         out.remark(f"warning: {problem.error.message}")
     _tell(out, planned, captured, seconds)
+    if stats:
+        show_stages(out, captured.stages)
 
 
 def _show_plan(out: Output, planned: CapturePlan) -> None:
@@ -148,6 +170,7 @@ def _tell(out: Output, planned: CapturePlan, captured: Captured, seconds: float)
             "new_chunks": captured.new_chunks,
             "stored_bytes": summary.stored_bytes,
             "seconds": round(seconds, 3),
+            "stats": captured.stages.document(),
         }
     )
     out.say(

@@ -23,14 +23,11 @@ BLOB_OVERHEAD: Final = NONCE_SIZE + TAG_SIZE
 MOST_PLAIN: Final = MIB
 CODEC_SHIFT: Final = 24
 PLAIN_MASK: Final = (1 << CODEC_SHIFT) - 1
-DEFAULT_LEVEL: Final = 1
 
 ID: Final = np.dtype("V32")
 
 _AAD: Final = struct.Struct("<32sIB")
 _NONCE: Final = struct.Struct("<4xQ")
-# A frame must save this share of the plaintext, else opening it costs more than it is worth.
-_WORTH: Final = 0.97
 
 
 class Codec(IntEnum):
@@ -56,39 +53,32 @@ class Identifier:
 
 
 class Sealer:
-    """Compresses and seals blobs under one key; safe from any thread.
+    """Seals blobs under one key; safe from any thread.
 
     The nonce counts, so one key MUST be used by one Sealer only.
 
     Args:
         key: the chunk key or map key of a session.
-        level: of zstd.
     """
 
-    def __init__(self, key: bytes, level: int = DEFAULT_LEVEL) -> None:
+    def __init__(self, key: bytes) -> None:
         self._aead = AESGCM(key)
-        self._level = level
         self._counter = itertools.count()
-        self._local = threading.local()
 
     def seal(
-        self, identity: bytes, plain: bytes | bytearray | memoryview
-    ) -> tuple[bytearray, Codec]:
-        """Return the blob of a plaintext (1 byte to 1 MiB), and the codec it took."""
-        compressor = getattr(self._local, "compressor", None)
-        if compressor is None:
-            compressor = zstandard.ZstdCompressor(level=self._level, write_content_size=True)
-            self._local.compressor = compressor
-        frame = compressor.compress(plain)
-        codec, body = Codec.ZSTD, frame
-        if len(frame) > len(plain) * _WORTH:
-            codec, body = Codec.STORED, plain
+        self,
+        identity: bytes,
+        plain_length: int,
+        body: bytes | bytearray | memoryview,
+        codec: Codec,
+    ) -> bytearray:
+        """Return the blob of a plaintext (1 byte to 1 MiB), given what it was made to."""
         nonce = _NONCE.pack(next(self._counter))
         blob = bytearray(len(body) + BLOB_OVERHEAD)
         blob[:NONCE_SIZE] = nonce
-        aad = _AAD.pack(identity, len(plain), codec)
+        aad = _AAD.pack(identity, plain_length, codec)
         self._aead.encrypt_into(nonce, body, aad, memoryview(blob)[NONCE_SIZE:])
-        return blob, codec
+        return blob
 
 
 class Opener:

@@ -1,29 +1,34 @@
 """One capture's writing into a repository: packs, then the index, then the image."""
 
+import itertools
 import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Final
+from dataclasses import dataclass
+from typing import Final, Self
 
 import numpy as np
 
 from imager.errors import ContentRemoved, CredentialNeeded, ObjectMissing, UntrustedObject
 from imager.repository import envelope as envelopes
 from imager.repository import image as image_format
-from imager.repository.chunk import DEFAULT_LEVEL, ID, Codec, Identifier, Sealer
+from imager.repository.chunk import ID, Codec, Identifier, Sealer
+from imager.repository.claims import Claims
+from imager.repository.compression import Compressor
 from imager.repository.crypto import derive
 from imager.repository.header import ID_SIZE, NO_KIND, Header, Magic, PackKind, StatementKind
 from imager.repository.ids import NOWHERE
 from imager.repository.image import Manifest, Summary
 from imager.repository.index_writer import IndexWriter
 from imager.repository.keyring import Credential
-from imager.repository.pack import Entries, PackBuilder, object_name
+from imager.repository.pack import FinishedPack, PackBuilder, object_name
+from imager.repository.pack_store import LANE, PackStore
 from imager.repository.removals import MARGIN, read_removals
 from imager.repository.repository import Problem, Repository
 from imager.repository.statement import Certificate
-from imager.repository.volume_map import Root, Runs, write_tree
+from imager.repository.volume_map import TreeWriter
+from imager.stages import Stages
 
 _HOLDING: Final = (PackKind.DATA, PackKind.MAPS)
 
@@ -43,24 +48,18 @@ class Counters:
     stored_bytes: int = 0
 
 
-@dataclass(slots=True)
-class _Shelf:
-    """Packs of one kind in the making, and the directories of those stored."""
-
-    builder: PackBuilder | None = None
-    stored: list[tuple[bytes, PackKind, Entries]] = field(default_factory=list)
-
-
 class Session:
-    """Adds one image to a repository; `claim`, `identify` and `seal` are safe from any thread.
+    """Adds one image to a repository; use as a context manager.
 
+    `claim`, `identify`, `compress` and `seal` are safe from any thread, all else is for one.
     The session's key lives only here and, sealed, in the envelope: when the process ends, the
     machine that captured can't open what it wrote.
 
     Args:
         repository: where to.
         credential: of the machine; checked against the repository.
-        level: of zstd.
+        compressor: of chunks; by default one that follows what is the bound.
+        stages: counts what storing takes.
 
     Raises:
         UntrustedObject: the credential was revoked, or a generation or revocation is not to be
@@ -69,7 +68,11 @@ class Session:
     """
 
     def __init__(
-        self, repository: Repository, credential: Credential, level: int = DEFAULT_LEVEL
+        self,
+        repository: Repository,
+        credential: Credential,
+        compressor: Compressor | None = None,
+        stages: Stages | None = None,
     ) -> None:
         self._repository = repository
         self._credential = credential
@@ -85,17 +88,29 @@ class Session:
             [repository.opening_key], repository.id, self._session, session_key
         )
         self._manifest_key = derive.derive(session_key, self._session, derive.MANIFEST)
-        self._chunk_sealer = Sealer(derive.derive(session_key, self._session, derive.CHUNK), level)
-        self._map_sealer = Sealer(self._keys.map_key(self._session), level)
+        self._sealer = Sealer(derive.derive(session_key, self._session, derive.CHUNK))
+        self._map_sealer = Sealer(self._keys.map_key(self._session))
+        self._compressor = compressor or Compressor()
+        self.compress = self._compressor.compress
+        self.seal = self._sealer.seal
         self._map_identifier = Identifier(self._keys.map_id_key)
         self.identify = Identifier(self._keys.chunk_id_key).identify
         self._index, self.problems = repository.load_index(self._keys)
         self._forget_packs()
         self._relied = np.zeros(len(self._index.digests), dtype=bool)
-        self._claimed: set[bytes] = set()
+        self._claims = Claims()
         self._lock = threading.Lock()
-        self._shelves = {kind: _Shelf() for kind in _HOLDING}
+        self._builders: dict[PackKind, PackBuilder] = {}
+        self._own: list[bytes] = []
+        self._indexes = IndexWriter(repository, self._keys, self._session)
+        self._packs = PackStore(repository.backend, stages or Stages((LANE,)), self._stored)
         self.counters = Counters()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._packs.close()
 
     def _forget_packs(self) -> None:
         """See to it that what lay in packs that are gone, or may go, is sent again."""
@@ -173,7 +188,7 @@ class Session:
         """Return which packs that this image counts on are gone, and which others may go."""
         backend = current.backend
         # Its own packs, that no image needs yet, a prune may have taken for left behind.
-        own = {object_name(row[0]) for shelf in self._shelves.values() for row in shelf.stored}
+        own = set(map(object_name, self._own))
         named = read_removals(current).vanishing_packs(backend.now())
         vanishing = own & named | set(self._index.names(self._relied & self._index.are(named)))
         # No clock of a machine that may sleep tells whether a statement came and went meanwhile.
@@ -194,23 +209,14 @@ class Session:
         """
         ids = np.frombuffer(b"".join(identities), dtype=ID)
         holders = self._index.holders(ids)
-        claimed = []
+        absent = (holders == NOWHERE).tolist()
         with self._lock:
             self._relied[holders[holders != NOWHERE]] = True
-            for identity, is_new in zip(identities, holders == NOWHERE, strict=True):
-                claimed.append(bool(is_new) and identity not in self._claimed)
-                if claimed[-1]:
-                    self._claimed.add(identity)
-        return claimed
-
-    def seal(
-        self, identity: bytes, plain: bytes | bytearray | memoryview
-    ) -> tuple[bytearray, Codec]:
-        """Compress and seal a chunk that was claimed."""
-        return self._chunk_sealer.seal(identity, plain)
+            new = iter(self._claims.claim([*itertools.compress(identities, absent)]))
+        return [is_absent and next(new) for is_absent in absent]
 
     def add(self, identity: bytes, blob: bytearray, plain_length: int, codec: Codec) -> None:
-        """Store a sealed chunk; for one thread. It is durable when `finish` returns.
+        """Store a sealed chunk. It is durable when `finish` returns.
 
         Raises:
             NoRoom: the repository is full.
@@ -219,18 +225,18 @@ class Session:
         self.counters.new_chunks += 1
         self._add(PackKind.DATA, identity, blob, plain_length, codec)
 
-    def add_map(self, volume_map: Runs) -> Root:
-        """Store a volume's map; nodes that are there already cost nothing. For one thread."""
+    def new_map(self) -> TreeWriter:
+        """Return what stores a volume's map; nodes that are there already cost nothing."""
 
         def store(node: bytes) -> bytes:
             identity = self._map_identifier.identify(node)
-            if identity not in self._claimed and not self._is_stored(identity, PackKind.MAPS):
-                self._claimed.add(identity)
-                blob, codec = self._map_sealer.seal(identity, node)
+            if not self._is_stored(identity, PackKind.MAPS) and self._claim_map(identity):
+                body, codec = self._compressor.compress(node)
+                blob = self._map_sealer.seal(identity, len(node), body, codec)
                 self._add(PackKind.MAPS, identity, blob, len(node), codec)
             return identity
 
-        return write_tree(volume_map, store)
+        return TreeWriter(store)
 
     def finish(
         self, summarise: Callable[[tuple[str, ...], Counters], Summary], manifest: Manifest
@@ -250,6 +256,7 @@ class Session:
         """
         for kind in _HOLDING:
             self._store_pack(kind)
+        self._packs.drain()
         self._check_relied_packs()
         summary = summarise(self._store_indexes(), self.counters)
         image_id, data = image_format.encode(
@@ -269,6 +276,10 @@ class Session:
             self._check_late_image(image_id)
         return image_id, summary
 
+    def _claim_map(self, identity: bytes) -> bool:
+        with self._lock:
+            return self._claims.claim([identity])[0]
+
     def _is_stored(self, identity: bytes, kind: PackKind) -> bool:
         places = self._index.locations_in(identity, kind)
         if places:
@@ -283,37 +294,34 @@ class Session:
     def _add(
         self, kind: PackKind, identity: bytes, blob: bytearray, plain_length: int, codec: Codec
     ) -> None:
-        shelf = self._shelves[kind]
-        if shelf.builder is None:
+        builder = self._builders.get(kind)
+        if builder is None:
             envelope = self._envelope if kind is PackKind.DATA else b""
-            shelf.builder = PackBuilder(
+            builder = self._builders[kind] = PackBuilder(
                 self._header(Magic.PACK, kind, len(envelope)), envelope, self._keys.directory_key
             )
-        shelf.builder.add(identity, blob, plain_length, codec)
-        if shelf.builder.is_full:
+        builder.add(identity, blob, plain_length, codec)
+        if builder.is_full:
             self._store_pack(kind)
 
     def _store_pack(self, kind: PackKind) -> None:
-        shelf = self._shelves[kind]
-        if shelf.builder is None:
-            return
-        pack = shelf.builder.finish()
-        self._repository.backend.put_new(pack.name, pack.parts)
+        builder = self._builders.pop(kind, None)
+        if builder is not None:
+            is_behind = self._packs.add(builder)
+            self._compressor.follow(store_is_behind=is_behind)
+
+    def _stored(self, pack: FinishedPack) -> None:
         self.counters.stored_bytes += pack.size
-        shelf.stored.append((pack.digest, pack.kind, pack.entries))
-        shelf.builder = None
+        self._own.append(pack.digest)
+        self._indexes.add(pack.digest, pack.kind, pack.entries)
 
     def _store_indexes(self) -> tuple[str, ...]:
-        writer = IndexWriter(self._repository, self._keys, self._session)
-        for shelf in self._shelves.values():
-            for directory in shelf.stored:
-                writer.add(*directory)
         # What an interrupted capture left and this image needs is found from now on.
         for directory in self._index.unlisted_among(self._relied):
-            writer.add(*directory)
-        writer.flush()
-        self.counters.stored_bytes += writer.stored_bytes
-        return tuple(name.rpartition("/")[2] for name in writer.names)
+            self._indexes.add(*directory)
+        self._indexes.flush()
+        self.counters.stored_bytes += self._indexes.stored_bytes
+        return tuple(name.rpartition("/")[2] for name in self._indexes.names)
 
 
 def _uptime() -> float:

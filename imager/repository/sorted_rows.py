@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from imager.repository.ids import heads
 from imager.repository.scratch import Rows, write
 
-# Of so many rows the head of one is in memory; a look-up reads those after it.
+# Of so many rows in a file the head of one is in memory; a look-up reads those after it.
 _STRIDE: Final = 1 << 6
 _WINDOW: Final = 1 << 18
 # So many look-ups are answered at once; each reads `_STRIDE` rows.
@@ -60,11 +60,12 @@ class SortedRows:
     ) -> None:
         self._dtype = dtype
         self.file = file
+        self._stride = 1 if file is None else _STRIDE
         self._rows: Rows = np.empty(0, dtype=dtype)
         self._count = 0
         fences = []
         for rows in parts:
-            fences.append(heads(rows["id"][-self._count % _STRIDE :: _STRIDE]))
+            fences.append(heads(rows["id"][-self._count % self._stride :: self._stride]))
             self._count += len(rows)
             if self.file is None:
                 self._rows = rows
@@ -107,8 +108,8 @@ class SortedRows:
 
     def _first_row(self, head: int) -> int:
         """Return the first row whose id begins with this or more."""
-        start = max(int(np.searchsorted(self.fences, np.uint64(head))) - 1, 0) * _STRIDE
-        rows = self._read(start, min(_STRIDE, self._count - start))
+        start = max(int(np.searchsorted(self.fences, np.uint64(head))) - 1, 0) * self._stride
+        rows = self._read(start, min(self._stride, self._count - start))
         return start + int(np.searchsorted(heads(rows["id"]), np.uint64(head)))
 
     def beginning_as(self, ids: NDArray[np.void]) -> Iterator[Found]:
@@ -121,7 +122,7 @@ class SortedRows:
                 numbers, rows = self._blocks(blocks[asked])
                 hits = (heads(rows["id"]).reshape(len(asked), -1) == keys[asked, None]).ravel()
                 hits &= numbers < self._count
-                owners = np.repeat(asked, _STRIDE)[hits]
+                owners = np.repeat(asked, self._stride)[hits]
                 yield Found(numbers[hits], start + owners, rows[hits])
                 # Hardly ever they go on in the next block.
                 blocks[asked] += 1
@@ -137,7 +138,7 @@ class SortedRows:
 
     def _blocks(self, blocks: NDArray[np.intp]) -> tuple[NDArray[np.intp], Rows]:
         """Return numbers and rows of some blocks; those after the last row are of no meaning."""
-        numbers = (blocks[:, None] * _STRIDE + np.arange(_STRIDE)).ravel()
+        numbers = (blocks[:, None] * self._stride + np.arange(self._stride)).ravel()
         if self.file is None:
             return numbers, self._rows[np.minimum(numbers, self._count - 1)]
         rows = np.zeros(len(numbers), dtype=self._dtype)

@@ -1,6 +1,6 @@
 """Volume maps: which chunk lies where, as a tree of shared nodes (FORMAT.md section 6)."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -59,36 +59,92 @@ def chunk_ids(volume_map: Runs) -> NDArray[np.void]:
     return unique_ids(volume_map["id"][are_chunks(volume_map)])
 
 
-def write_tree(volume_map: Runs, store: Callable[[bytes], bytes]) -> Root:
-    """Store a map as a tree of nodes.
+class TreeWriter:
+    """Stores a map as a tree of nodes while its runs come; holds some thousand runs.
 
     Args:
-        volume_map: at least one run, dtype `RUN`.
         store: takes a node's bytes, stores them unless they are there, returns their map id.
     """
-    level = 0
-    current = volume_map
-    while True:
+
+    def __init__(self, store: Callable[[bytes], bytes]) -> None:
+        self._store = store
+        self._levels: list[_Level] = [_Level()]
+
+    def add(self, volume_map: Runs) -> None:
+        """Take the next runs (dtype `RUN`)."""
+        self._add(0, volume_map)
+
+    def finish(self) -> Root:
+        """Store what is left, and return the root; at least one run must have come."""
+        level = 0
+        while True:
+            current = self._levels[level]
+            if len(rest := current.rest()):
+                self._write(level, [rest])
+            if current.nodes == 1:
+                return Root(current.last, level)
+            level += 1
+
+    def _add(self, level: int, more: Runs) -> None:
+        if level == len(self._levels):
+            self._levels.append(_Level())
+        self._write(level, self._levels[level].take(more))
+
+    def _write(self, level: int, pieces: list[Runs]) -> None:
+        current = self._levels[level]
         nodes = []
-        for piece in _split(current):
+        for piece in pieces:
             node = NODE_MAGIC + bytes([level, 0, 0, 0]) + piece.tobytes()
-            nodes.append((int(piece["length"].sum()), store(node)))
-        if len(nodes) == 1:
-            return Root(nodes[0][1], level)
-        current = runs(nodes)
-        level += 1
+            current.last = self._store(node)
+            current.nodes += 1
+            nodes.append((int(piece["length"].sum()), current.last))
+        if nodes:
+            self._add(level + 1, runs(nodes))
 
 
-def _split(current: Runs) -> Iterator[Runs]:
+class _Level:
+    """Runs of one level of a tree that are in no node yet.
+
+    Attributes:
+        nodes: how many were made.
+        last: map id of the last of them.
+    """
+
+    def __init__(self) -> None:
+        self.nodes = 0
+        self.last = b""
+        self._pending: list[Runs] = []
+        self._count = 0
+
+    def take(self, more: Runs) -> list[Runs]:
+        """Return the nodes whose end is decided now."""
+        self._pending.append(more)
+        self._count += len(more)
+        if self._count <= LEAST_RUNS:
+            return []
+        pieces = _split(self.rest())
+        # Where the last one ends may be decided by what comes.
+        self._pending = [pieces.pop()]
+        self._count = len(self._pending[0])
+        return pieces
+
+    def rest(self) -> Runs:
+        """Return the runs that are in no node."""
+        return np.concatenate([np.empty(0, dtype=RUN), *self._pending], dtype=RUN)
+
+
+def _split(current: Runs) -> list[Runs]:
     heads = np.ascontiguousarray(current["id"]).view("<u2").reshape(-1, 16)[:, 0]
     ends = np.flatnonzero(heads % _CUT_MODULUS == 0) + 1
+    pieces = []
     start = 0
     while start < len(current):
         position = int(np.searchsorted(ends, start + LEAST_RUNS))
         end = int(ends[position]) if position < len(ends) else len(current)
         end = min(end, start + MOST_RUNS, len(current))
-        yield current[start:end]
+        pieces.append(current[start:end])
         start = end
+    return pieces
 
 
 def read_tree(root: Root, length: int, load: Callable[[bytes], bytes], what: str) -> Runs:

@@ -115,17 +115,23 @@ def _segment(number: int) -> Segment:
 def _images(repository: Repository, credential: Credential, count: int) -> str:
     """Store the images; return the id of the unwanted one."""
     session = Session(repository, credential)
-    roots = [session.add_map(_volume(number)) for number in range(count - 1)]
+    roots = [_store_map(session, _volume(number)) for number in range(count - 1)]
     _finish(session, "server", roots)
     for image in range(CHANGED_IMAGES):
         session = Session(repository, credential)
         number = image * (count - 1) // CHANGED_IMAGES
         changed = _volume(number)
         changed["id"][:: ROWS // _CHANGED] = np.void(ZERO)
-        roots = [*roots[:number], session.add_map(changed), *roots[number + 1 :]]
+        roots = [*roots[:number], _store_map(session, changed), *roots[number + 1 :]]
         _finish(session, "server", roots)
     session = Session(repository, credential)
-    return _finish(session, "old server", [session.add_map(_volume(count - 1))])
+    return _finish(session, "old server", [_store_map(session, _volume(count - 1))])
+
+
+def _store_map(session: Session, volume: Runs) -> Root:
+    tree = session.new_map()
+    tree.add(volume)
+    return tree.finish()
 
 
 def _volume(number: int) -> Runs:

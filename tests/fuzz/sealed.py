@@ -205,7 +205,7 @@ def targets() -> dict[str, tuple[Callable[[bytes], None], Sequence[bytes]]]:
     )
     size = len(PLAIN).to_bytes(3, "little")
     frame = zstandard.compress(PLAIN)
-    raw, _ = Sealer(CHUNK_KEY).seal(Identifier(ID_KEY).identify(PLAIN), PLAIN)
+    raw = Sealer(CHUNK_KEY).seal(Identifier(ID_KEY).identify(PLAIN), len(PLAIN), frame, Codec.ZSTD)
     return {
         "index-body": (index_body, [body, bytes(8)]),
         "directory": (directory, [b"\x01\x03" + rows.tobytes(), b"\x02\x00"]),

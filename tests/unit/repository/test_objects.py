@@ -13,13 +13,14 @@ from imager.errors import ObjectDamaged, ObjectMissing
 from imager.repository import pack as pack_format
 from imager.repository.backend.directory import DirectoryBackend
 from imager.repository.chunk import FREE, ZERO, Codec, Identifier, Opener, Sealer
+from imager.repository.compression import Compressor
 from imager.repository.header import Header, Magic, PackKind
 from imager.repository.ids import unique_ids
 from imager.repository.index import Index, Segment
 from imager.repository.pack import PackBuilder, read_directory
 from imager.repository.repository import Problem
 from imager.repository.retrieval import Unlocked, open_image
-from imager.repository.volume_map import Root, Runs, are_chunks, read_tree, runs, write_tree
+from imager.repository.volume_map import Root, Runs, TreeWriter, are_chunks, read_tree, runs
 from tests.conftest import Tiny
 
 KEY = b"k" * 32
@@ -43,7 +44,8 @@ def test_pack_round_trip(tmp_path: Path) -> None:
     plains = [b"text " * 2000, os.urandom(5000), b"x"]
     for plain in plains:
         identity = identifier.identify(plain)
-        blob, codec = sealer.seal(identity, plain)
+        body, codec = Compressor().compress(plain)
+        blob = sealer.seal(identity, len(plain), body, codec)
         builder.add(identity, blob, len(plain), codec)
     pack = builder.finish()
     backend = DirectoryBackend(tmp_path)
@@ -66,7 +68,8 @@ def test_a_blob_serves_only_its_own_entry() -> None:
     identifier, sealer = Identifier(KEY), Sealer(b"s" * 32)
     opener = Opener(b"s" * 32, identifier)
     one, other = b"one " * 100, b"two " * 100
-    blob, codec = sealer.seal(identifier.identify(one), one)
+    body, codec = Compressor().compress(one)
+    blob = sealer.seal(identifier.identify(one), len(one), body, codec)
     for identity, length, used in [
         (identifier.identify(other), len(one), codec),
         (identifier.identify(one), len(one) - 1, codec),
@@ -82,14 +85,14 @@ def test_a_chunk_that_lies_about_its_content_is_refused() -> None:
     """Poisoned deduplication: sealed properly, by somebody with a key, under a false id."""
     identifier, sealer = Identifier(KEY), Sealer(b"s" * 32)
     false = identifier.identify(b"what it says")
-    blob, codec = sealer.seal(false, b"what it has!")
+    blob = sealer.seal(false, 12, b"what it has!", Codec.STORED)
     with pytest.raises(ObjectDamaged, match="other content"):
-        Opener(b"s" * 32, identifier).open(false, 12, codec, bytes(blob))
+        Opener(b"s" * 32, identifier).open(false, 12, Codec.STORED, bytes(blob))
 
 
 def test_every_nonce_is_new() -> None:
     sealer = Sealer(b"s" * 32)
-    nonces = {bytes(sealer.seal(bytes(32), b"same")[0][:12]) for _ in range(1000)}
+    nonces = {bytes(sealer.seal(bytes(32), 4, b"same", Codec.STORED)[:12]) for _ in range(1000)}
     assert len(nonces) == 1000
 
 
@@ -119,7 +122,7 @@ def test_unique_ids(ids: list[bytes]) -> None:
     assert found == sorted(set(ids))
 
 
-def tree(volume_map: Runs) -> tuple[Root, dict[bytes, bytes]]:
+def tree(volume_map: Runs, at_once: int = 1 << 20) -> tuple[Root, dict[bytes, bytes]]:
     stored: dict[bytes, bytes] = {}
     identifier = Identifier(KEY)
 
@@ -128,7 +131,10 @@ def tree(volume_map: Runs) -> tuple[Root, dict[bytes, bytes]]:
         stored[identity] = node
         return identity
 
-    return write_tree(volume_map, store), stored
+    writer = TreeWriter(store)
+    for start in range(0, len(volume_map), at_once):
+        writer.add(volume_map[start : start + at_once])
+    return writer.finish(), stored
 
 
 def big_map(count: int, seed: int) -> Runs:
@@ -148,6 +154,8 @@ def test_map_round_trip(count: int, seed: int) -> None:
     root, stored = tree(volume_map)
     length = int(volume_map["length"].sum())
     assert read_tree(root, length, stored.__getitem__, "v").tobytes() == volume_map.tobytes()
+    for at_once in (7, 1000, 5000):
+        assert tree(volume_map, at_once) == (root, stored)
     with pytest.raises(ObjectDamaged):
         read_tree(root, length + 1, stored.__getitem__, "v")
 
