@@ -57,6 +57,20 @@ class Chunker:
         self._multipliers = np.frombuffer(hashlib.sha512(cut_key).digest(), "<u8") | np.uint64(1)
         self._in_zero = False
 
+    def skip(self, zeros: int) -> Piece | None:
+        """Decide zeros that come next without looking at them, if all before is decided.
+
+        Args:
+            zeros: bytes of them; whole blocks, or up to the end of the extent.
+
+        Returns:
+            Their piece, as if they began a buffer; None if they are too few to be a zero run.
+        """
+        if zeros < (1 if self._in_zero else LEAST_ZERO_BLOCKS * BLOCK):
+            return None
+        self._in_zero = True
+        return Piece(PieceKind.ZERO, 0, zeros)
+
     def cut(self, data: memoryview, *, final: bool) -> tuple[list[Piece], int]:
         """Decide as much of a buffer as can be decided.
 

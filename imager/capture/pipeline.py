@@ -126,10 +126,9 @@ class Pipeline:
         return line.finish(volume.length), line.used
 
     def _process(self, batch: Batch) -> _Done:
-        views = [batch.data[piece.start : piece.end] for piece in batch.pieces]
         chunks = [
-            view
-            for view, piece in zip(views, batch.pieces, strict=True)
+            batch.buffer[piece.start : piece.end]
+            for piece in batch.pieces
             if piece.kind is PieceKind.DATA
         ]
         with self._stages.within("hash", sum(map(len, chunks))):
@@ -144,8 +143,11 @@ class Pipeline:
         in_order = iter(identities)
         return _Done(
             [
-                (len(view), next(in_order) if piece.kind is PieceKind.DATA else ZERO)
-                for view, piece in zip(views, batch.pieces, strict=True)
+                (
+                    piece.end - piece.start,
+                    next(in_order) if piece.kind is PieceKind.DATA else ZERO,
+                )
+                for piece in batch.pieces
             ],
             self._seal(new) if new else [],
         )
@@ -172,7 +174,7 @@ class Pipeline:
             self._session.add(new.identity, new.blob, new.length, new.codec)
         line.fill_free(batch.offset)
         line.extend(done.runs)
-        advance(len(batch.data))
+        advance(batch.size)
         self._buffers.give_back(batch.buffer)
 
 

@@ -1,14 +1,17 @@
 """Reads the extents of a volume and cuts them; the source is only ever read."""
 
+import errno
 import mmap
+import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
 from imager import blockdev
-from imager.capture.chunker import Chunker, Piece
+from imager.capture.chunker import BLOCK, LEAST_ZERO_BLOCKS, Chunker, Piece
 from imager.stages import Stages
-from imager.units import MIB
+from imager.units import MIB, round_up
 
 # Each costs some hundred microseconds of Python; they should be lost in what native code takes.
 SEGMENT: Final = 8 * MIB
@@ -36,14 +39,17 @@ class Batch:
     Attributes:
         offset: where the buffer begins, in bytes relative to the volume.
         buffer: whole, to be given back when all of it is done.
-        data: what of it is decided.
-        pieces: in order, without gaps, from the buffer's first byte.
+        pieces: in order, without gaps, from the buffer's first byte; zeros may go beyond its end.
     """
 
     offset: int
     buffer: memoryview
-    data: memoryview
     pieces: list[Piece]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the volume that are decided."""
+        return self.pieces[-1].end if self.pieces else 0
 
 
 class Reader:
@@ -65,6 +71,7 @@ class Reader:
         self._cut_key = cut_key
         self._buffers = buffers
         self._stages = stages
+        self._is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
 
     def read_extent(self, offset: int, length: int) -> Iterator[Batch]:
         """Yield one extent as batches of chunks and zero runs.
@@ -81,8 +88,12 @@ class Reader:
         rest = b""
         end = offset + length
         while offset < end:
-            size = min(SEGMENT, end - offset)
             buffer = self._buffers.take()
+            if not rest and (zeros := chunker.skip(self._hole(offset, end))):
+                yield Batch(offset, buffer, [zeros])
+                offset += zeros.end
+                continue
+            size = min(SEGMENT, end - offset, self._before_hole(offset, len(rest)))
             buffer[: len(rest)] = rest
             with self._stages.within("read", size - len(rest)):
                 start = self._base + offset + len(rest)
@@ -90,5 +101,41 @@ class Reader:
             with self._stages.within("cut", size):
                 pieces, covered = chunker.cut(buffer[:size], final=offset + size == end)
             rest = bytes(buffer[covered:size])
-            yield Batch(offset, buffer, buffer[:covered], pieces)
+            yield Batch(offset, buffer, pieces)
             offset += covered
+
+    def _hole(self, offset: int, end: int) -> int:
+        """Return how many bytes of a disk file from there on are a hole: zeros that need no reading.
+
+        Args:
+            offset: in the volume.
+            end: of the extent.
+        """
+        start = self._base + offset
+        data = self._seek(start, os.SEEK_DATA)
+        if data is None:
+            return 0
+        hole = max(min(data - start, end - offset), 0)
+        return hole if hole == end - offset else hole // BLOCK * BLOCK
+
+    def _before_hole(self, offset: int, known: int) -> int:
+        """Return how much to read so that a hole that comes is known for a zero run.
+
+        Args:
+            offset: in the volume.
+            known: bytes from there on that were read already.
+        """
+        start = self._base + offset
+        hole = self._seek(start + known, os.SEEK_HOLE)
+        if hole is None:
+            return SEGMENT
+        return round_up(hole - start, BLOCK) + LEAST_ZERO_BLOCKS * BLOCK
+
+    def _seek(self, position: int, what: int) -> int | None:
+        """Return where the next data or hole of a disk file begins; None if nobody knows."""
+        if not self._is_file:
+            return None
+        try:
+            return os.lseek(self._descriptor, position, what)
+        except OSError as error:
+            return blockdev.size_of(self._descriptor) if error.errno == errno.ENXIO else None

@@ -1,0 +1,100 @@
+"""Reading extents: what is read, and that holes of a disk file aren't."""
+
+import os
+import random
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from imager import blockdev
+from imager.capture.chunker import BLOCK, PieceKind
+from imager.capture.pipeline import stages_of
+from imager.capture.reader import Buffers, Reader
+from imager.errors import TruncatedSource
+from imager.units import GIB, MIB
+
+KEY = b"k" * 32
+Found = list[tuple[PieceKind, int, int, bytes]]
+
+
+def read(path: Path, base: int, offset: int, length: int) -> Found:
+    """Return kind, start, end and content of all pieces, zero runs joined."""
+    found: Found = []
+    buffers = Buffers()
+    with blockdev.open_disk(path) as fd:
+        for batch in Reader(fd, base, KEY, buffers, stages_of(1)).read_extent(offset, length):
+            for piece in batch.pieces:
+                start, end = batch.offset + piece.start, batch.offset + piece.end
+                is_zero = piece.kind is PieceKind.ZERO
+                data = b"" if is_zero else bytes(batch.buffer[piece.start : piece.end])
+                if found and is_zero and found[-1][0] is PieceKind.ZERO:
+                    start = found.pop()[1]
+                found.append((piece.kind, start, end, data))
+            buffers.give_back(batch.buffer)
+    return found
+
+
+@pytest.fixture
+def sparse(tmp_path: Path) -> Path:
+    path = tmp_path / "sparse"
+    noise = random.Random(1)
+    with path.open("wb") as file:
+        for start, size in [
+            (0, 3 * MIB),
+            (3 * MIB + 5 * BLOCK, 100),
+            (20 * MIB, BLOCK),
+            (70 * MIB + 3 * BLOCK + 17, 9 * MIB),
+            (120 * MIB, 12345),
+        ]:
+            file.seek(start)
+            file.write(noise.randbytes(size))
+        file.truncate(150 * MIB + 700)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("base", "offset", "length"),
+    [
+        (0, 0, 150 * MIB + 700),
+        (0, 0, 60 * MIB),
+        (512, 7 * MIB, 143 * MIB),
+        (MIB + 512, 2 * MIB + 3 * BLOCK, 100 * MIB),
+        (0, 130 * MIB, 20 * MIB + 700),
+    ],
+)
+def test_holes_change_nothing(
+    sparse: Path, tmp_path: Path, base: int, offset: int, length: int
+) -> None:
+    full = tmp_path / "full"
+    subprocess.run(["cp", "--sparse=never", sparse, full], check=True)
+    found = read(sparse, base, offset, length)
+    assert found == read(full, base, offset, length)
+    assert [end for _, _, end, _ in found][-1] == offset + length
+    data = full.read_bytes()[base : base + offset + length]
+    for kind, start, end, content in found:
+        assert data[start:end] == (bytes(end - start) if kind is PieceKind.ZERO else content)
+
+
+def test_a_hole_of_a_tebibyte_takes_no_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "huge"
+    path.touch()
+    os.truncate(path, 1024 * GIB)
+    count = 0
+    real = blockdev.read_into
+
+    def read_into(fd: int, offset: int, buffer: memoryview) -> None:
+        nonlocal count
+        count += len(buffer)
+        real(fd, offset, buffer)
+
+    monkeypatch.setattr(blockdev, "read_into", read_into)
+    assert read(path, 0, 0, 1024 * GIB) == [(PieceKind.ZERO, 0, 1024 * GIB, b"")]
+    assert count < BLOCK
+
+
+def test_a_disk_that_ends_too_early_is_an_error(sparse: Path) -> None:
+    with pytest.raises(TruncatedSource):
+        read(sparse, 0, 0, 200 * MIB)
