@@ -82,6 +82,16 @@ class Stages:
         self._totals = {stage: [0, 0.0, 0.0] for stage in self._lane_of}
         self._lock = threading.Lock()
         self._began = time.monotonic()
+        self._ended: float | None = None
+
+    def end(self) -> None:
+        """Stop the clock of the whole: what follows is no part of this pipeline."""
+        self._ended = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Since it began, until its end."""
+        return (time.monotonic() if self._ended is None else self._ended) - self._began
 
     @contextmanager
     def within(self, stage: str, size: int = 0) -> Iterator[None]:
@@ -113,7 +123,7 @@ class Stages:
 
     def bound(self) -> Bound:
         """Return the lane that was the busiest since the pipeline began, and its longest stage."""
-        wall = max(time.monotonic() - self._began, 1e-9)
+        wall = max(self.seconds, 1e-9)
         times = self.times()
         shares = {
             lane: sum(each.seconds for each in times if each.lane == lane.name)
@@ -130,7 +140,7 @@ class Stages:
         """Return all of it for scripts."""
         bound = self.bound()
         return {
-            "seconds": round(time.monotonic() - self._began, 3),
+            "seconds": round(self.seconds, 3),
             "stages": [
                 {
                     "stage": each.name,

@@ -7,8 +7,11 @@ import errno
 import fcntl
 import os
 import struct
+import threading
+from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from itertools import islice
 from types import TracebackType
 from typing import Final, Self
 
@@ -27,14 +30,15 @@ _ZEROS: Final = bytes(MIB)
 _LEAST_ZEROOUT: Final = 4 * MIB
 _MOST_AT_ONCE: Final = GIB  # of one discard or zero-out, so that a stop request is heard
 _FLUSH_EVERY: Final = 128 * MIB
+_MOST_PARTS: Final = 512  # below IOV_MAX everywhere
 
 
 class OpenTarget:
     """A target that is open for writing, for this process alone as far as the kernel can tell.
 
     Writes go through the page cache and are flushed behind the writer, so that dirty memory stays
-    below a few hundred MiB and a failing disk is noticed soon. Use as a context manager. Only one
-    thread may write; any thread may read.
+    below a few hundred MiB and a failing disk is noticed soon. Use as a context manager. Any thread
+    may write and read; all else is for one.
     """
 
     def __init__(self, target: Target) -> None:
@@ -54,6 +58,7 @@ class OpenTarget:
             raise kind(f"{target.path} can't be opened for writing: {error.strerror}") from error
         self._direct: int | None = None
         self._unflushed = 0
+        self._lock = threading.Lock()
         self._flusher = ThreadPoolExecutor(1, thread_name_prefix="flush")
         self._flush: Future[None] | None = None
         size = os.lseek(self._fd, 0, os.SEEK_END)
@@ -89,22 +94,30 @@ class OpenTarget:
             os.close(self._direct)
         os.close(self._fd)
 
-    def write(self, offset: int, data: bytes | memoryview) -> None:
-        """Write all of `data` at `offset`.
+    def write(self, offset: int, *parts: bytes | memoryview) -> None:
+        """Write all parts side by side, the first one at `offset`.
 
         Raises:
             WriteFailed: the target refused, now or for something written shortly before.
         """
-        view = memoryview(data)
+        views = deque(memoryview(part) for part in parts)
+        size = sum(map(len, views))
         position = 0
         try:
-            while position < len(view):
-                position += os.pwrite(self._fd, view[position:], offset + position)
+            while views:
+                count = os.pwritev(self._fd, list(islice(views, _MOST_PARTS)), offset + position)
+                position += count
+                while views and count >= len(views[0]):
+                    count -= len(views.popleft())
+                if count:
+                    views[0] = views[0][count:]
         except OSError as error:
-            raise self._failed(error, offset + position, len(view) - position) from error
-        self._unflushed += len(view)
-        if self._unflushed >= _FLUSH_EVERY:
-            self._flush_behind(offset)
+            raise self._failed(error, offset + position, size - position) from error
+        # Whoever writes next waits here, too, when the disk does not keep up.
+        with self._lock:
+            self._unflushed += size
+            if self._unflushed >= _FLUSH_EVERY:
+                self._flush_behind(offset)
 
     def zero(self, offset: int, length: int) -> None:
         """Make a range read as zeros. A file is emptied before, so there is nothing to do.

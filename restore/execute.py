@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+from imager.stages import Stages
 from restore.bootrepair import efi, fallback
 from restore.bootrepair.esp import write_log
+from restore.comparison import reading_stages, verify_volume
 from restore.device import OpenTarget, make_file
 from restore.plan import Plan
 from restore.recreate.partition_table import check_table, relocate_backup_gpt, settle
@@ -26,6 +28,7 @@ from restore.steps import (
     EnsureFallbackLoader,
     LogToEsp,
     MakeFile,
+    Phase,
     RelocateBackupGpt,
     RereadTable,
     SetBootEntries,
@@ -36,7 +39,7 @@ from restore.steps import (
     WipeSignatures,
     WriteVolume,
 )
-from restore.transfer import Advance, verify_volume, write_volumes
+from restore.transfer import Advance, write_volumes, writing_stages
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +49,7 @@ class Outcome:
     Attributes:
         step: its kind.
         subject: the volume or else the target; "firmware" for boot entries.
-        seconds: how long it took. Volumes that are written together share the time by what each
-            waited for and wrote.
+        seconds: how long it took. Volumes that are written together share the time by their bytes.
         bytes: written or compared; zero for steps that move no content.
         notes: what a person must know: what was found, what could not be done.
     """
@@ -60,13 +62,21 @@ class Outcome:
 
 
 Record = Callable[[Outcome], None]
+Measure = Callable[[str, Stages], None]
+"""Takes what a pass over the content was, and what its stages took."""
 
 # After these the restored filesystems are touched by other programs, which lock the disk themselves.
 _BOOT_STEPS = (EnsureFallbackLoader, SetBootEntries, LogToEsp)
 
 
 def execute(
-    plan: Plan, image: Image, *, advance: Advance, record: Record, log: Callable[[], str]
+    plan: Plan,
+    image: Image,
+    *,
+    advance: Advance,
+    record: Record,
+    measure: Measure,
+    log: Callable[[], str],
 ) -> None:
     """Do what the plan says.
 
@@ -76,6 +86,8 @@ def execute(
         advance: called with bytes written or compared; they add up to `plan.written` and
             `plan.verified`. Called from this thread only.
         record: called with the outcome of each step when it is done.
+        measure: called when a pass over the content is done; those over tables and boot areas, a
+            few MiB, don't count.
         log: returns the finished log, for a plan that leaves it on the restored machine as its
             last step.
 
@@ -96,7 +108,7 @@ def execute(
                     made.append(target)
                 opened[target] = stack.enter_context(OpenTarget(target))
             for _, group in groupby(disk_steps, _same_pass):
-                _run_group(tuple(group), image, opened, advance, record)
+                _run_group(tuple(group), image, opened, advance, record, measure)
     except BaseException:
         for target in made:
             with suppress(OSError):
@@ -110,9 +122,9 @@ def execute(
 
 
 def _same_pass(step: Step) -> tuple[Any, ...]:
-    """Return a key that is equal for consecutive steps that run together."""
-    if isinstance(step, WriteVolume):
-        return (WriteVolume, step.phase)
+    """Return a key that is equal for consecutive steps that are one pass over the disks."""
+    if isinstance(step, WriteVolume | VerifyVolume):
+        return (type(step), step.phase)
     return (step,)
 
 
@@ -122,23 +134,49 @@ def _run_group(
     opened: dict[Target, OpenTarget],
     advance: Advance,
     record: Record,
+    measure: Measure,
 ) -> None:
     writes = [step for step in group if isinstance(step, WriteVolume)]
+    verifications = [step for step in group if isinstance(step, VerifyVolume)]
     if writes:
-        seconds = write_volumes(writes, image, opened, advance)
-        for write, taken in zip(writes, seconds, strict=True):
-            record(Outcome(write.name, write.volume, taken, write.written))
-        return
+        stages = writing_stages(image)
+        started = time.monotonic()
+        write_volumes(writes, image, opened, advance, stages)
+        each = (time.monotonic() - started) / max(sum(step.written for step in writes), 1)
+        for write in writes:
+            record(Outcome(write.name, write.volume, each * write.written, write.written))
+        _measured("write", writes[0].phase, stages, measure)
+    elif verifications:
+        stages = reading_stages()
+        for step in verifications:
+            started = time.monotonic()
+            verify_volume(step, image, opened[step.target], advance, stages)
+            seconds = time.monotonic() - started
+            record(Outcome(step.name, step.volume, seconds, step.written))
+        _measured("read back", verifications[0].phase, stages, measure)
+    else:
+        _run_disk_steps(group, opened, record)
+
+
+def _measured(name: str, phase: Phase, stages: Stages, measure: Measure) -> None:
+    stages.end()
+    if phase is Phase.CONTENT:
+        measure(name, stages)
+
+
+def _run_disk_steps(
+    group: Sequence[Step], opened: dict[Target, OpenTarget], record: Record
+) -> None:
     for step in group:
         started = time.monotonic()
-        subject, count, notes = _run_disk_step(step, image, opened, advance)
+        subject, count, notes = _run_disk_step(step, opened)
         record(Outcome(step.name, subject, time.monotonic() - started, count, notes))
 
 
 def _run_disk_step(
-    step: Step, image: Image, opened: dict[Target, OpenTarget], advance: Advance
+    step: Step, opened: dict[Target, OpenTarget]
 ) -> tuple[str, int, tuple[str, ...]]:
-    """Do one step; return what it was done to, the bytes it moved, and notes."""
+    """Do one step; return what it was done to, the bytes it wrote, and notes."""
     match step:
         case MakeFile(target):
             pass  # it was made when all targets were opened, before the first write to any
@@ -153,9 +191,6 @@ def _run_disk_step(
             return str(target.path), head + tail, ()
         case DiscardDisk(target, offset, length):
             return str(target.path), 0, opened[target].discard(offset, length)
-        case VerifyVolume(target):
-            verify_volume(step, image, opened[target], advance)
-            return step.volume, step.written, ()
         case RelocateBackupGpt(target):
             relocate_backup_gpt(opened[target])
         case RereadTable(target):

@@ -78,5 +78,12 @@ def carry_out(out: Output, opened: OpenImage, plan: Plan, log: RestoreLog) -> No
         return log.text()
 
     with out.progress("restore", plan.written + plan.verified) as advance:
-        execute(plan, opened, advance=advance, record=log.record, log=conclude)
+        execute(
+            plan,
+            opened,
+            advance=advance,
+            record=log.record,
+            measure=log.measure,
+            log=conclude,
+        )
     log.finish()

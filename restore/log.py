@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from imager.errors import Interrupted, OutputError, RemetalError
+from imager.stages import Stages
 from restore.execute import Outcome
 from restore.plan import Plan
 from restore.templates import render
@@ -40,6 +41,7 @@ class RestoreLog:
         self._plan: Plan | None = None
         self._error: RemetalError | None = None
         self._outcomes: list[Outcome] = []
+        self._passes: list[tuple[str, Stages]] = []
         if path is not None:
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,6 +62,11 @@ class RestoreLog:
         """What was done, in order."""
         return tuple(self._outcomes)
 
+    @property
+    def passes(self) -> tuple[tuple[str, Stages], ...]:
+        """What each pass over the content was, and what its stages took."""
+        return tuple(self._passes)
+
     def planned(self, plan: Plan) -> None:
         """Note what is going to be done."""
         self._plan = plan
@@ -69,6 +76,10 @@ class RestoreLog:
         """Note what became of a step."""
         self._outcomes.append(outcome)
         self._try_save()
+
+    def measure(self, name: str, stages: Stages) -> None:
+        """Note what the stages of a pass over the content took."""
+        self._passes.append((name, stages))
 
     def finish(self) -> None:
         """Note that all is done."""
@@ -121,6 +132,7 @@ class RestoreLog:
                 }
                 for outcome in self._outcomes
             ],
+            "passes": [{"pass": name, **stages.document()} for name, stages in self._passes],
             "plan": list(self._plan.lines()) if self._plan else [],
         }
 

@@ -5,7 +5,7 @@ plain arrays of offsets that the planner sums up, and that writing and verifying
 is verified is by construction what was written.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from imager.errors import ObjectDamaged
 from imager.layout.disk import Volume
 from imager.layout.machine import Machine
+from imager.repository.delivery import Report, Take
+from imager.stages import Lane, Stages
 from imager.units import MIB
 
 RUN: Final = np.dtype([("length", "<u8"), ("id", "V32")])
@@ -37,8 +39,11 @@ class Image(Protocol):
     def map(self, volume_id: str) -> NDArray[np.void]:
         """Return the runs of a volume, of dtype `RUN`."""
 
-    def chunks(self, ids: Sequence[bytes]) -> Iterator[tuple[bytes, bytes]]:
-        """Yield each id once with its verified plaintext, in the order of storage."""
+    def deliver(self, ids: NDArray[np.void], take: Take, done: Report, stages: Stages) -> None:
+        """Hand every chunk to `take`, verified; see `imager.repository.delivery`."""
+
+    def lanes(self, taking: Sequence[str]) -> tuple[Lane, ...]:
+        """Return the lanes of a delivery, given the stages that chunks go through in `take`."""
 
     def identify(self, data: bytes | memoryview) -> bytes:
         """Return the id that this plaintext has."""

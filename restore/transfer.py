@@ -1,39 +1,40 @@
-"""Moves content: chunks of an image to every place they belong, and back again to be compared.
+"""Writes content: the chunks of an image to every place they belong.
 
-Writing follows the order in which the repository stores chunks, over all volumes at once, so that
-a chunk that several places share is fetched once. It is done in windows of a few hundred thousand
-runs (some 30 GiB), so that memory does not grow with the disks. Verifying follows the disks.
+It follows the order in which the repository stores chunks, over all volumes at once, so that a chunk
+that several places share is fetched once. It is done in windows of a few hundred thousand runs (some
+30 GiB), so that memory does not grow with the disks. Chunks are written by the threads that opened
+them (`imager.repository.delivery`), while they are in the cache of the processor; what lies side by
+side on a disk in one write.
 """
 
-import mmap
-import threading
-import time
-from collections import deque
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import chain
+from operator import itemgetter
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from imager.errors import ObjectDamaged, ObjectMissing, VerificationFailed
+from imager.errors import ObjectDamaged
 from imager.layout.disk import Volume
-from imager.units import MIB
+from imager.repository.delivery import Report
+from imager.stages import Lane, Stages
 from restore.device import OpenTarget
 from restore.runs import Image, Offsets, Runs, take_apart
-from restore.steps import Target, VerifyVolume, WriteVolume
+from restore.steps import Target, WriteVolume
 
 Advance = Callable[[int], None]
 Open = Mapping[Target, OpenTarget]
 
-# Runs handled at once. Each costs about 300 bytes here: its id as bytes, an entry in a table, and
-# its places; so a window needs about 80 MiB.
+# Runs handled at once. Each costs about 150 bytes here, so a window needs about 40 MiB.
 _WINDOW: Final = 1 << 18
-_SEGMENT: Final = 4 * MIB  # read back at once
-_READERS: Final = 2
-_AHEAD: Final = 8  # segments asked for at once
+# Places of one chunk that are written before anybody hears of it: some are in every corner of a disk.
+_PLACES: Final = 1 << 10
+
+_WRITE: Final = "write"
+_FLUSH: Final = "flush"
+_ZERO: Final = "zero"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,118 +54,114 @@ class _Window:
     ids: Offsets
 
 
+def writing_stages(image: Image) -> Stages:
+    """Return what counts the stages of writing; its clock begins."""
+    lanes = image.lanes((_WRITE,))
+    return Stages((*lanes, Lane("disk", 1, (_ZERO, _FLUSH))))
+
+
 def write_volumes(
-    steps: Sequence[WriteVolume], image: Image, opened: Open, advance: Advance
-) -> tuple[float, ...]:
+    steps: Sequence[WriteVolume], image: Image, opened: Open, advance: Advance, stages: Stages
+) -> None:
     """Write volumes of one phase in one pass, and flush.
 
     Args:
         steps: what to write; all of one phase.
         image: where the content comes from.
         opened: the targets.
-        advance: called with bytes just written, zeros included.
-
-    Returns:
-        Seconds spent on each step: the time until its chunks came and were written, and an equal
-        share of the flush at the end.
+        advance: called in this thread with bytes just written, zeros included.
+        stages: counts; made by `writing_stages`.
 
     Raises:
         WriteFailed: a target refused.
         ObjectDamaged, ObjectMissing: the repository can't give what the image names.
     """
-    seconds = [0.0] * len(steps)
     volumes = {volume.id: volume for _, volume in image.machine.volumes()}
-    taken_apart = _each_volume(steps, volumes, image, opened, advance, seconds)
+    taken_apart = _each_volume(steps, volumes, image, opened, advance, stages)
+    targets = [opened[step.target] for step in steps]
     for window in _windows(steps, taken_apart):
-        _write_window(window, steps, image, opened, advance, seconds)
-    started = time.monotonic()
-    for target in dict.fromkeys(step.target for step in steps):
-        opened[target].flush()
-    share = (time.monotonic() - started) / max(len(steps), 1)
-    return tuple(value + share for value in seconds)
+        order, ids, firsts = _places(window)
+        places = _Places(window, order, firsts, targets, steps, stages)
+        image.deliver(ids, places.take, advance, stages)
+    with stages.within(_FLUSH):
+        for target in dict.fromkeys(step.target for step in steps):
+            opened[target].flush()
 
 
-def verify_volume(step: VerifyVolume, image: Image, opened: OpenTarget, advance: Advance) -> None:
-    """Read a volume back from the disk itself and compare every byte that was written.
+class _Places:
+    """Where the chunks of a window belong; writes them there, in threads.
 
     Args:
-        step: what to compare.
-        image: knows what must be there.
-        opened: the target, flushed.
-        advance: called with bytes just compared.
-
-    Raises:
-        VerificationFailed: with the target and the first byte of the piece that differs.
+        window: the runs.
+        order: of the runs, so that those of one chunk are side by side.
+        firsts: for each chunk its first place in that order, and the end.
+        targets: of each step.
+        steps: what is written.
+        stages: counts.
     """
-    volumes = {volume.id: volume for _, volume in image.machine.volumes()}
-    runs = take_apart(image.map(step.volume), volumes[step.volume])
-    opened.forget()
-    comparison = _Comparison(step, image, opened, runs)
-    work = chain(
-        ((comparison.data, *piece) for piece in _segments(runs)),
-        ((comparison.zeros, *piece) for piece in _pieces(runs)),
-    )
-    pending: deque[Future[int]] = deque()
-    with ThreadPoolExecutor(_READERS, thread_name_prefix="verify") as pool:
-        try:
-            for compare, one, other in work:
-                pending.append(pool.submit(compare, one, other))
-                if len(pending) >= _AHEAD:
-                    advance(pending.popleft().result())
-            while pending:
-                advance(pending.popleft().result())
-        finally:
-            for future in pending:
-                future.cancel()
+
+    def __init__(
+        self,
+        window: _Window,
+        order: NDArray[np.intp],
+        firsts: NDArray[np.intp],
+        targets: Sequence[OpenTarget],
+        steps: Sequence[WriteVolume],
+        stages: Stages,
+    ) -> None:
+        # Views give plain integers, and take less room than lists of them.
+        self._firsts = firsts.data
+        self._steps = window.steps[order].data
+        self._offsets = window.offsets[order].data
+        self._lengths = window.lengths[order].data
+        self._targets = targets
+        self._volumes = [step.volume for step in steps]
+        self._stages = stages
+
+    def take(self, numbers: Sequence[int], plains: Sequence[memoryview], report: Report) -> None:
+        """Write chunks to all their places; see `imager.repository.delivery.Take`.
+
+        Raises:
+            WriteFailed: a target refused.
+            ObjectDamaged: a chunk is not as long as the map says.
+        """
+        places = self._places_of(numbers, plains)
+        while pieces := list(itertools.islice(places, _PLACES)):
+            size = sum(len(piece[2]) for piece in pieces)
+            with self._stages.within(_WRITE, size):
+                pieces.sort(key=itemgetter(0, 1))
+                for step, offset, parts in _side_by_side(pieces):
+                    self._targets[step].write(offset, *parts)
+            report(size)
+
+    def _places_of(
+        self, numbers: Sequence[int], plains: Sequence[memoryview]
+    ) -> Iterator[tuple[int, int, memoryview]]:
+        for number, plain in zip(numbers, plains, strict=True):
+            for place in range(self._firsts[number], self._firsts[number + 1]):
+                if len(plain) != self._lengths[place]:
+                    raise ObjectDamaged(
+                        f"a chunk of {self._volumes[self._steps[place]]} has {len(plain)} bytes "
+                        f"where the image says {self._lengths[place]}"
+                    )
+                yield self._steps[place], self._offsets[place], plain
 
 
-class _Comparison:
-    """Compares a volume on a target with its map; its methods run in threads."""
-
-    def __init__(self, step: VerifyVolume, image: Image, opened: OpenTarget, runs: Runs) -> None:
-        self._step = step
-        self._image = image
-        self._opened = opened
-        self._runs = runs
-        self._buffers = threading.local()
-
-    def data(self, start: int, stop: int) -> int:
-        """Compare the data runs from `start` to `stop`, which lie side by side; return bytes."""
-        offsets = (self._runs.data_offsets[start:stop] + np.uint64(self._step.offset)).tolist()
-        lengths = self._runs.data_lengths[start:stop].tolist()
-        first = offsets[0]
-        total = offsets[-1] + lengths[-1] - first
-        view = self._read(first, total)
-        ids = self._runs.data_ids[start:stop].tobytes()
-        for number, (offset, length) in enumerate(zip(offsets, lengths, strict=True)):
-            piece = view[offset - first : offset - first + length]
-            if self._image.identify(piece) != ids[32 * number : 32 * number + 32]:
-                raise self._differs(offset, length)
-        return int(total)
-
-    def zeros(self, offset: int, length: int) -> int:
-        """Compare a range that must be zero; return bytes."""
-        view = self._read(self._step.offset + offset, length)
-        if np.frombuffer(view, np.uint8).max():
-            raise self._differs(self._step.offset + offset, length)
-        return length
-
-    def _read(self, offset: int, length: int) -> memoryview:
-        """Read into this thread's own buffer: fresh memory each time costs more than hashing."""
-        buffer: memoryview | None = getattr(self._buffers, "buffer", None)
-        if buffer is None or len(buffer) < length:
-            # From mmap, since direct reads want memory that begins at a page.
-            buffer = self._buffers.buffer = memoryview(mmap.mmap(-1, max(length, _SEGMENT)))
-        view = buffer[:length]
-        self._opened.read_into(offset, view)
-        return view
-
-    def _differs(self, offset: int, length: int) -> VerificationFailed:
-        target = self._step.target
-        return VerificationFailed(
-            f"{target.path} ({target.disk}) does not hold what was written to "
-            f"{self._step.volume}: the {length} bytes at byte {offset} of the disk differ"
-        )
+def _side_by_side(
+    pieces: Iterable[tuple[int, int, memoryview]],
+) -> Iterator[tuple[int, int, list[memoryview]]]:
+    """Yield step, offset and parts of what is written at once, from sorted pieces."""
+    step, start, end, parts = -1, 0, 0, list[memoryview]()
+    for its_step, offset, plain in pieces:
+        if parts and (its_step != step or offset != end):
+            yield step, start, parts
+            parts = []
+        if not parts:
+            step, start = its_step, offset
+        parts.append(plain)
+        end = offset + len(plain)
+    if parts:
+        yield step, start, parts
 
 
 def _each_volume(
@@ -173,17 +170,16 @@ def _each_volume(
     image: Image,
     opened: Open,
     advance: Advance,
-    seconds: list[float],
+    stages: Stages,
 ) -> Iterator[Runs]:
     """Yield the runs of each step, after its zeros are written."""
-    for number, step in enumerate(steps):
-        started = time.monotonic()
+    for step in steps:
         runs = take_apart(image.map(step.volume), volumes[step.volume])
         target = opened[step.target]
         for offset, length in np.concatenate([runs.zeros, runs.cleared]).tolist():
-            target.zero(step.offset + offset, length)
+            with stages.within(_ZERO, length):
+                target.zero(step.offset + offset, length)
             advance(length)
-        seconds[number] += time.monotonic() - started
         yield runs
 
 
@@ -220,80 +216,21 @@ def _joined(parts: Sequence[_Window]) -> _Window:
     )
 
 
-def _write_window(
-    window: _Window,
-    steps: Sequence[WriteVolume],
-    image: Image,
-    opened: Open,
-    advance: Advance,
-    seconds: list[float],
-) -> None:
-    order, places = _places(window)
-    step_of = window.steps[order].tolist()
-    offset_of = window.offsets[order].tolist()
-    length_of = window.lengths[order].tolist()
-    targets = [opened[step.target] for step in steps]
-    started = time.monotonic()
-    for identity, data in image.chunks(list(places)):
-        first, stop = places.pop(identity)
-        for place in range(first, stop):
-            if len(data) != length_of[place]:
-                raise ObjectDamaged(
-                    f"a chunk of {steps[step_of[place]].volume} has {len(data)} bytes "
-                    f"where the image says {length_of[place]}"
-                )
-            targets[step_of[place]].write(offset_of[place], data)
-            advance(len(data))
-        now = time.monotonic()
-        seconds[step_of[first]] += now - started
-        started = now
-    if places:
-        raise ObjectMissing(f"the repository did not give {len(places)} chunks of this image")
+def _places(window: _Window) -> tuple[NDArray[np.intp], NDArray[np.void], NDArray[np.intp]]:
+    """Group equal ids: an order of the runs, each id once, and where in that order its runs begin.
 
-
-def _places(window: _Window) -> tuple[NDArray[np.intp], dict[bytes, tuple[int, int]]]:
-    """Group equal ids: an order of the runs, and for each id its range in that order.
-
-    The ids come in the order of their first place, so that a repository that has no better order
-    of its own writes the disk from front to back.
+    The ids come in the order of their first place, so that what the repository has no better order
+    for is written from front to back.
     """
     words = window.ids
-    order = np.lexsort((words[:, 3], words[:, 2], words[:, 1], words[:, 0]))
-    ordered = words[order]
-    is_first = np.ones(len(order), dtype=np.bool_)
+    by_id = np.lexsort((words[:, 3], words[:, 2], words[:, 1], words[:, 0]))
+    ordered = words[by_id]
+    is_first = np.ones(len(by_id), dtype=np.bool_)
     is_first[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
-    firsts = np.flatnonzero(is_first)
-    stops = np.append(firsts[1:], len(order))
-    by_place = np.argsort(order[firsts], kind="stable")
-    packed = np.ascontiguousarray(ordered[firsts]).tobytes()
-    places = {
-        packed[32 * number : 32 * number + 32]: (first, stop)
-        for number, first, stop in zip(
-            by_place.tolist(), firsts[by_place].tolist(), stops[by_place].tolist(), strict=True
-        )
-    }
-    return order, places
-
-
-def _segments(runs: Runs) -> Iterator[tuple[int, int]]:
-    """Yield ranges of data runs that lie side by side and are read back at once."""
-    count = len(runs.data_offsets)
-    if not count:
-        return
-    ends = runs.data_offsets + runs.data_lengths
-    breaks = np.flatnonzero(runs.data_offsets[1:] != ends[:-1]) + 1
-    for start, stop in zip([0, *breaks.tolist()], [*breaks.tolist(), count], strict=True):
-        position = start
-        while position < stop:
-            limit = runs.data_offsets[position] + np.uint64(_SEGMENT)
-            fitting = int(np.searchsorted(ends[position:stop], limit, side="right"))
-            following = position + max(fitting, 1)
-            yield position, following
-            position = following
-
-
-def _pieces(runs: Runs) -> Iterator[tuple[int, int]]:
-    """Yield ranges that must be zero, in pieces that are read back at once."""
-    for offset, length in np.concatenate([runs.zeros, runs.cleared]).tolist():
-        for start in range(offset, offset + length, _SEGMENT):
-            yield start, min(_SEGMENT, offset + length - start)
+    # Each run is named by the first run of its id; sorted by that, ids come as the disk has them.
+    leaders = np.empty(len(by_id), dtype=np.intp)
+    leaders[by_id] = by_id[np.flatnonzero(is_first)][np.cumsum(is_first) - 1]
+    order = np.argsort(leaders, kind="stable")
+    firsts = np.flatnonzero(leaders[order] == order)
+    ids = np.ascontiguousarray(words[order[firsts]]).view("V32").ravel()
+    return order, ids, np.append(firsts, len(order))

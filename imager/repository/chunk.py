@@ -28,6 +28,8 @@ ID: Final = np.dtype("V32")
 
 _AAD: Final = struct.Struct("<32sIB")
 _NONCE: Final = struct.Struct("<4xQ")
+# What a thread needs to open blobs of whatever key.
+_THREAD: Final = threading.local()
 
 
 class Codec(IntEnum):
@@ -92,7 +94,6 @@ class Opener:
     def __init__(self, key: bytes, identifier: Identifier) -> None:
         self._aead = AESGCM(key)
         self._identifier = identifier
-        self._local = threading.local()
 
     def open(
         self, identity: bytes, plain_length: int, codec: int, blob: bytes | memoryview
@@ -102,35 +103,62 @@ class Opener:
         Raises:
             ObjectDamaged: anything is not as it was when it was sealed.
         """
-        name = f"chunk {identity.hex()[:16]}"
-        if plain_length > MOST_PLAIN or codec not in {Codec.STORED, Codec.ZSTD}:
-            raise ObjectDamaged(f"{name} has an impossible length or codec")
-        view = memoryview(blob)
+        if plain_length > MOST_PLAIN:
+            raise ObjectDamaged(f"chunk {identity.hex()[:16]} has an impossible length")
+        plain = bytearray(plain_length)
+        self.open_into(identity, codec, blob, memoryview(plain))
+        return bytes(plain)
+
+    def open_into(
+        self, identity: bytes, codec: int, blob: bytes | memoryview, plain: memoryview
+    ) -> None:
+        """Put the plaintext of a blob, whose id is `identity`, into a buffer of exactly its size.
+
+        Raises:
+            ObjectDamaged: anything is not as it was when it was sealed; what the buffer holds is
+                of no meaning then.
+        """
+        if codec not in {Codec.STORED, Codec.ZSTD}:
+            raise ObjectDamaged(f"chunk {identity.hex()[:16]} has an unknown codec")
+        sealed = memoryview(blob)
+        body = plain if codec == Codec.STORED else self._scratch(len(sealed) - BLOB_OVERHEAD)
         try:
-            body = self._aead.decrypt(
-                bytes(view[:NONCE_SIZE]),
-                view[NONCE_SIZE:],
-                _AAD.pack(identity, plain_length, codec),
+            self._aead.decrypt_into(
+                bytes(sealed[:NONCE_SIZE]),
+                sealed[NONCE_SIZE:],
+                _AAD.pack(identity, len(plain), codec),
+                body,
             )
         except (InvalidTag, ValueError) as error:
-            raise ObjectDamaged(f"{name} does not open: its bytes were changed") from error
-        plain = body if codec == Codec.STORED else self._decompress(body, plain_length, name)
-        if len(plain) != plain_length or self._identifier.identify(plain) != identity:
             raise ObjectDamaged(
-                f"{name} opens to other content than its id says",
+                f"chunk {identity.hex()[:16]} does not open: its bytes were changed"
+            ) from error
+        length = len(plain) if codec == Codec.STORED else self._decompress(body, plain)
+        if length != len(plain) or self._identifier.identify(plain) != identity:
+            raise ObjectDamaged(
+                f"chunk {identity.hex()[:16]} opens to other content than its id says",
                 hint="Whoever wrote it claimed a false content; see Groups in SECURITY.md.",
             )
-        return plain
 
-    def _decompress(self, frame: bytes, plain_length: int, name: str) -> bytes:
-        decompressor = getattr(self._local, "decompressor", None)
+    @staticmethod
+    def _scratch(size: int) -> memoryview:
+        """Return memory of this thread for a frame: fresh memory each time costs more than opening."""
+        scratch: memoryview | None = getattr(_THREAD, "scratch", None)
+        if scratch is None or len(scratch) < size:
+            scratch = _THREAD.scratch = memoryview(bytearray(max(size, MOST_PLAIN)))
+        return scratch[: max(size, 0)]
+
+    @staticmethod
+    def _decompress(frame: memoryview, plain: memoryview) -> int:
+        """Decompress into a buffer; return how many bytes came, or -1 if there are more."""
+        decompressor = getattr(_THREAD, "decompressor", None)
         if decompressor is None:
             decompressor = zstandard.ZstdDecompressor(max_window_size=8 * MIB)
-            self._local.decompressor = decompressor
+            _THREAD.decompressor = decompressor
         try:
-            if zstandard.frame_content_size(frame) != plain_length:
-                raise ObjectDamaged(f"{name} has a frame of another length")
-            plain: bytes = decompressor.decompress(frame)
-        except zstandard.ZstdError as error:
-            raise ObjectDamaged(f"{name} does not decompress: {error}") from error
-        return plain
+            if zstandard.frame_content_size(frame) != len(plain):
+                return -1
+            with decompressor.stream_reader(frame, read_size=max(len(frame), 1)) as reader:
+                return int(reader.readinto(plain))
+        except zstandard.ZstdError:
+            return -1

@@ -6,11 +6,9 @@ credential has no method here that returns content.
 
 import hashlib
 import threading
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
@@ -27,10 +25,11 @@ from imager.errors import (
 from imager.layout.machine import Machine
 from imager.repository import envelope as envelopes
 from imager.repository import volume_map
-from imager.repository.chunk import MOST_PLAIN, Identifier, Opener
+from imager.repository.chunk import ID, Identifier, Opener
 from imager.repository.configuration import Secrets
 from imager.repository.crypto import derive
 from imager.repository.crypto.recipient import RecipientKey
+from imager.repository.delivery import Delivery, Report, Take, lanes
 from imager.repository.generations import Generation
 from imager.repository.header import HEADER_SIZE, Header, Magic, PackKind
 from imager.repository.ids import unique_ids
@@ -38,15 +37,8 @@ from imager.repository.image import Manifest, SealedImage, Summary
 from imager.repository.index import Index, Location
 from imager.repository.keyring import GroupKeys
 from imager.repository.repository import Problem, Repository
-from imager.units import MIB
+from imager.stages import Lane, Stages
 
-_FETCHERS: Final = 2
-# Packs in flight bound the memory: each is at most 16 MiB sealed and, rarely, four times that open.
-_IN_FLIGHT: Final = 3
-# Below this share of a pack its blobs are fetched one by one, not the pack whole.
-_WHOLE_SHARE: Final = 0.3
-_SMALL_PACK: Final = MIB
-_GROUP_BYTES: Final = 32 * MIB
 _RECENT_PACKS: Final = 2
 
 Warn = Callable[[Problem], None]
@@ -176,14 +168,6 @@ class MapReader:
         return pack
 
 
-@dataclass(slots=True)
-class _Wanted:
-    """Blobs wanted from one pack."""
-
-    places: list[tuple[bytes, Location]] = field(default_factory=list)
-    size: int = 0
-
-
 class OpenImage:
     """An image opened with a recovery key.
 
@@ -212,11 +196,14 @@ class OpenImage:
                 derive.derive(session_key, image.header.session, derive.MANIFEST)
             )
         self._repository = repository
-        self._unlocked = unlocked
         self._index = index
-        self._warn = warn
         self._maps = MapReader(repository, unlocked.keys, index, warn)
         self._identifier = Identifier(unlocked.keys.chunk_id_key)
+
+        def opener(header: Header, envelope: bytes, name: str) -> Opener:
+            return _opener(unlocked, self._identifier, header, envelope, name)
+
+        self._delivery = Delivery(repository.backend, repository.id, index, opener, warn)
 
     @property
     def machine(self) -> Machine:
@@ -262,31 +249,27 @@ class OpenImage:
             if names <= lost:
                 raise ObjectMissing(f"{min(names)}, which {volume} needs, is gone or cut off")
 
-    def chunks(self, ids: Sequence[bytes]) -> Iterator[tuple[bytes, bytes]]:
-        """Yield every id once with its plaintext, in the order of storage.
+    def deliver(self, ids: Ids, take: Take, done: Report, stages: Stages) -> None:
+        """Hand every chunk to `take`, in threads; see `Delivery.deliver`. Errors name the image."""
+        with self._touched():
+            self._delivery.deliver(ids, take, done, stages)
 
-        Packs are fetched and opened ahead by threads; what is yielded was authenticated and has
-        the id it is yielded with. At most a few packs are held in memory.
+    def lanes(self, taking: Sequence[str]) -> tuple[Lane, ...]:
+        """Return the lanes of a delivery; see `delivery.lanes`."""
+        return lanes(self._repository.backend, taking)
 
-        Raises:
-            ObjectMissing: a chunk is nowhere.
-            ObjectDamaged: a chunk is damaged and there is no intact copy; the sentence names
-                the image and the pack.
-        """
-        wanted = self._group(ids)
-        queue: deque[Future[list[tuple[bytes, bytes]]]] = deque()
-        pending = iter(wanted)
-        with ThreadPoolExecutor(_FETCHERS, thread_name_prefix="fetch") as pool:
-            try:
-                for number, group in pending:
-                    queue.append(pool.submit(self._fetch, number, group))
-                    if len(queue) >= _IN_FLIGHT:
-                        yield from queue.popleft().result()
-                while queue:
-                    yield from queue.popleft().result()
-            finally:
-                for future in queue:
-                    future.cancel()
+    def chunks(self, ids: Sequence[bytes]) -> dict[bytes, bytes]:
+        """Return the plaintexts of some chunks, all of them in memory; see `deliver`."""
+        wanted = unique_ids(np.array(ids, dtype=ID))
+        found: dict[bytes, bytes] = {}
+
+        def keep(numbers: Sequence[int], plains: Sequence[memoryview], report: Report) -> None:
+            for number, plain in zip(numbers, plains, strict=True):
+                found[wanted[number].tobytes()] = bytes(plain)
+                report(len(plain))
+
+        self.deliver(wanted, keep, lambda _: None, Stages(self.lanes(())))
+        return found
 
     @contextmanager
     def _touched(self) -> Iterator[None]:
@@ -296,88 +279,6 @@ class OpenImage:
         except RepositoryError as error:
             text = f"image {self.image.id[:12]} is touched: {error.message}"
             raise type(error)(text, hint=error.hint) from error
-
-    def _group(self, ids: Sequence[bytes]) -> list[tuple[int, _Wanted]]:
-        groups: dict[int, _Wanted] = {}
-        full: list[tuple[int, _Wanted]] = []
-        for raw in unique_ids(np.array(ids, dtype="V32")):
-            identity = raw.tobytes()
-            places = self._index.locations_in(identity, PackKind.DATA)
-            if not places:
-                with self._touched():
-                    raise ObjectMissing(f"chunk {identity.hex()[:16]} is nowhere")
-            place = next((place for place in places if place.pack in groups), places[0])
-            group = groups.setdefault(place.pack, _Wanted())
-            group.places.append((identity, place))
-            group.size += place.plain
-        for number, group in groups.items():
-            group.places.sort(key=lambda item: item[1].offset)
-            full += [(number, part) for part in _bounded(group)]
-        return full
-
-    def _fetch(self, number: int, wanted: _Wanted) -> list[tuple[bytes, bytes]]:
-        name = self._index.pack_name(wanted.places[0][1])
-        try:
-            fetch = self._pack_reader(number, name, wanted)
-        except OBJECT_FAULTS as error:
-            self._warn(Problem(name, error))
-            fetch = self._open_alone
-        opened = []
-        for identity, place in wanted.places:
-            try:
-                opened.append((identity, fetch(identity, place)))
-            except OBJECT_FAULTS as first:
-                opened.append((identity, self._another_copy(identity, place, name, first)))
-        return opened
-
-    def _pack_reader(
-        self, number: int, name: str, wanted: _Wanted
-    ) -> Callable[[bytes, Location], bytes]:
-        backend = self._repository.backend
-        needed = sum(place.length for _, place in wanted.places)
-        last = wanted.places[-1][1]
-        if needed < _WHOLE_SHARE * (last.offset + last.length) - _SMALL_PACK:
-            return self._open_alone
-        data = memoryview(backend.get(name))
-        if hashlib.sha256(data).digest() != self._index.digests[number].tobytes():
-            self._warn(Problem(name, ObjectDamaged(f"{name} has other bytes than were written")))
-        header = Header.decode(bytes(data[:HEADER_SIZE]), Magic.PACK, self._repository.id, name)
-        envelope = bytes(data[HEADER_SIZE : HEADER_SIZE + header.envelope_length])
-        opener = _opener(self._unlocked, self._identifier, header, envelope, name)
-
-        def fetch(identity: bytes, place: Location) -> bytes:
-            blob = data[place.offset : place.offset + place.length]
-            return opener.open(identity, place.plain, place.codec, blob)
-
-        return fetch
-
-    def _open_alone(self, identity: bytes, place: Location) -> bytes:
-        name = self._index.pack_name(place)
-        backend = self._repository.backend
-        header = Header.decode(
-            backend.get_range(name, 0, HEADER_SIZE), Magic.PACK, self._repository.id, name
-        )
-        envelope = backend.get_range(name, HEADER_SIZE, header.envelope_length)
-        if place.length > 2 * MOST_PLAIN:
-            raise ObjectDamaged(f"the index names an impossible blob in {name}")
-        blob = backend.get_range(name, place.offset, place.length)
-        return _opener(self._unlocked, self._identifier, header, envelope, name).open(
-            identity, place.plain, place.codec, blob
-        )
-
-    def _another_copy(
-        self, identity: bytes, failed: Location, name: str, first: RemetalError
-    ) -> bytes:
-        others = [
-            place for place in self._index.locations_in(identity, PackKind.DATA) if place != failed
-        ]
-        try:
-            plain = _first_intact(identity, others, self._open_alone, "chunk")
-        except OBJECT_FAULTS:
-            with self._touched():
-                raise first from None
-        self._warn(Problem(name, first))
-        return plain
 
 
 def open_image(repository: Repository, reference: str, unlocked: Unlocked, warn: Warn) -> OpenImage:
@@ -434,15 +335,3 @@ def _first_intact(
         except OBJECT_FAULTS as error:
             problem = error
     raise problem
-
-
-def _bounded(group: _Wanted) -> Iterator[_Wanted]:
-    """Split what is wanted from a pack so that the plaintext of one part stays bounded."""
-    part = _Wanted()
-    for identity, place in group.places:
-        if part.places and part.size + place.plain > _GROUP_BYTES:
-            yield part
-            part = _Wanted()
-        part.places.append((identity, place))
-        part.size += place.plain
-    yield part

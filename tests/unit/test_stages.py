@@ -37,6 +37,17 @@ def test_the_busiest_lane_is_the_bound(clock: list[float]) -> None:
     assert not stages.bound().is_clear
 
 
+def test_what_follows_its_end_is_no_part_of_it(clock: list[float]) -> None:
+    stages = Stages(LANES)
+    with stages.within("read"):
+        clock[0] += 9
+    stages.end()
+    clock[0] += 90
+    assert stages.seconds == 9
+    assert stages.bound().share == 1
+    assert stages.document()["seconds"] == 9
+
+
 def test_a_lane_with_more_threads_has_more_time(clock: list[float]) -> None:
     stages = Stages(LANES)
     with stages.within("read"):

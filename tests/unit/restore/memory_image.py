@@ -10,6 +10,8 @@ from imager.layout.disk import Disk, DiskIdentity, Volume, VolumeRole
 from imager.layout.filesystem import Filesystem
 from imager.layout.firmware import Firmware, FirmwareKind
 from imager.layout.machine import Machine
+from imager.repository.delivery import Report, Take
+from imager.stages import Lane, Stages
 from restore.runs import RUN
 
 ZERO = bytes(32)
@@ -30,10 +32,18 @@ class MemoryImage:
     def map(self, volume_id: str) -> np.ndarray:
         return np.array(self.runs[volume_id], dtype=RUN)
 
-    def chunks(self, ids: Sequence[bytes]) -> Iterator[tuple[bytes, bytes]]:
-        assert len(set(ids)) == len(ids)
+    def lanes(self, taking: Sequence[str]) -> tuple[Lane, ...]:
+        return (Lane("open", 1, ("fetch", "open", *taking)),)
+
+    def deliver(self, ids: np.ndarray, take: Take, done: Report, _stages: Stages) -> None:
+        numbers = {row.tobytes(): number for number, row in enumerate(ids)}
+        assert len(numbers) == len(ids)
         self.asked.append(len(ids))
-        for identity in sorted(ids):  # an order that has nothing to do with the disk's
+        for identity, data in self.stored(sorted(numbers)):  # not the disk's order
+            take([numbers[identity]], [memoryview(data)], done)
+
+    def stored(self, ids: Sequence[bytes]) -> Iterator[tuple[bytes, bytes]]:
+        for identity in ids:
             yield identity, self.store[identity]
 
     def identify(self, data: bytes | memoryview) -> bytes:

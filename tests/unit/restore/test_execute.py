@@ -13,9 +13,10 @@ from memory_image import MemoryImage, disk, identify, image_of, machine
 
 from imager import blockdev
 from imager.blockdev import BlockDisk
-from imager.errors import ObjectDamaged, ObjectMissing, TargetError, VerificationFailed
+from imager.errors import ObjectDamaged, TargetError, VerificationFailed
 from imager.layout.disk import Disk, DiskIdentity, Volume, VolumeRole
-from restore import device, transfer
+from restore import comparison, device, transfer
+from restore import execute as execution
 from restore.execute import Outcome, execute
 from restore.match import Basis, Match
 from restore.plan import Plan
@@ -31,7 +32,9 @@ def run(
     plan = plan_for(image, *targets, verify=verify, size=size)
     outcomes: list[Outcome] = []
     moved: list[int] = []
-    execute(plan, image, advance=moved.append, record=outcomes.append, log=lambda: "log")
+    execute(
+        plan, image, advance=moved.append, record=outcomes.append, measure=print, log=lambda: "log"
+    )
     return plan, outcomes, sum(moved)
 
 
@@ -165,7 +168,7 @@ def test_any_map_is_restored_and_verified(
     segment: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(transfer, "_SEGMENT", segment * 4096)
+    monkeypatch.setattr(comparison, "_SEGMENT", segment * 4096)
     content: list[bytes | tuple[str, int]] = [
         (what, blocks * 4096) if isinstance(what, str) else bytes([what + 1]) * (blocks * 4096)
         for what, blocks in parts
@@ -195,31 +198,24 @@ def test_a_larger_file_keeps_its_size(tmp_path: Path) -> None:
 class Failing(MemoryImage):
     """Breaks in the middle of the content."""
 
-    def chunks(self, ids: Sequence[bytes]) -> Iterator[tuple[bytes, bytes]]:
-        for number, found in enumerate(super().chunks(ids)):
+    def stored(self, ids: Sequence[bytes]) -> Iterator[tuple[bytes, bytes]]:
+        for number, found in enumerate(super().stored(ids)):
             if number == 1:
                 raise ObjectDamaged("a pack is damaged")
             yield found
 
 
-class Forgetful(MemoryImage):
-    """Leaves out a chunk, which a reader must not do."""
-
-    def chunks(self, ids: Sequence[bytes]) -> Iterator[tuple[bytes, bytes]]:
-        yield from list(super().chunks(ids))[1:]
-
-
 class Short(MemoryImage):
     """Gives fewer bytes than the map says."""
 
-    def chunks(self, ids: Sequence[bytes]) -> Iterator[tuple[bytes, bytes]]:
-        for identity, data in super().chunks(ids):
+    def stored(self, ids: Sequence[bytes]) -> Iterator[tuple[bytes, bytes]]:
+        for identity, data in super().stored(ids):
             yield identity, data[:-1]
 
 
 @pytest.mark.parametrize(
     ("broken", "error"),
-    [(Failing, ObjectDamaged), (Forgetful, ObjectMissing), (Short, ObjectDamaged)],
+    [(Failing, ObjectDamaged), (Short, ObjectDamaged)],
 )
 def test_an_interrupted_restore_never_looks_finished(
     tmp_path: Path, broken: type[MemoryImage], error: type[Exception]
@@ -264,7 +260,7 @@ def test_verification_names_disk_and_offset(
 def test_without_verification_a_lost_bit_goes_unseen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transfer, "verify_volume", lambda *_: pytest.fail("must not be called"))
+    monkeypatch.setattr(execution, "verify_volume", lambda *_: pytest.fail("must not be called"))
     plan, outcomes, moved = run(shared_image(), tmp_path / "a", tmp_path / "b", verify=False)
     assert moved == plan.written
     assert not [item for item in outcomes if item.step == "verify"]
@@ -278,7 +274,7 @@ def test_a_target_that_changed_since_the_plan_is_not_touched(tmp_path: Path) -> 
     plan = plan_for(image, first, second)
     second.write_bytes(b"b" * (3 * MIB))
     with pytest.raises(TargetError, match=r"b\.raw has 3145728 bytes now"):
-        execute(plan, image, advance=print, record=print, log=str)
+        execute(plan, image, advance=print, record=print, measure=print, log=str)
     assert first.read_bytes() == b"a" * (2 * MIB), "the other target is as it was, too"
 
 
@@ -288,7 +284,7 @@ def test_a_file_that_appeared_since_the_plan_is_not_touched(tmp_path: Path) -> N
     plan = plan_for(image, first, second)
     second.write_bytes(b"mine")
     with pytest.raises(TargetError, match="can't be made"):
-        execute(plan, image, advance=print, record=print, log=str)
+        execute(plan, image, advance=print, record=print, measure=print, log=str)
     assert second.read_bytes() == b"mine"
     assert not first.exists()
 
