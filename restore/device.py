@@ -57,6 +57,7 @@ class OpenTarget:
             kind = TargetInUse if self._is_device and error.errno == errno.EBUSY else TargetError
             raise kind(f"{target.path} can't be opened for writing: {error.strerror}") from error
         self._direct: int | None = None
+        self._is_hole = target.kind is TargetKind.NEW_FILE
         self._unflushed = 0
         self._lock = threading.Lock()
         self._flusher = ThreadPoolExecutor(1, thread_name_prefix="flush")
@@ -120,12 +121,12 @@ class OpenTarget:
                 self._flush_behind(offset)
 
     def zero(self, offset: int, length: int) -> None:
-        """Make a range read as zeros. A file is emptied before, so there is nothing to do.
+        """Make a range that was not written yet read as zeros; in an emptied file it does already.
 
         Raises:
             WriteFailed: as for `write`.
         """
-        if not self._is_device:
+        if self._is_hole:
             return
         while length:
             part = min(length, _MOST_AT_ONCE)
@@ -165,6 +166,7 @@ class OpenTarget:
         try:
             os.ftruncate(self._fd, 0)
             os.ftruncate(self._fd, self._target.size)
+            self._is_hole = True
         except OSError as error:
             raise self._failed(error, 0, self._target.size) from error
 

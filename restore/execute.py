@@ -3,7 +3,8 @@
 What holds when it stops in the middle, by an error, a stop request or a power cut: the old table
 is gone and the new one is not there, unless all content was written and (if asked for) verified.
 So a half-restored disk never starts and never looks finished. A file that the restore made is
-removed again.
+removed again. Where only differences are written, all are found before the first write; if there
+are none, nothing is written at all.
 """
 
 import time
@@ -16,16 +17,25 @@ from typing import Any
 from imager.stages import Stages
 from restore.bootrepair import efi, fallback
 from restore.bootrepair.esp import write_log
-from restore.comparison import reading_stages, verify_volume
+from restore.comparison import (
+    Differences,
+    clear_outside,
+    compare_volume,
+    reading_stages,
+    verify_volume,
+)
 from restore.device import OpenTarget, make_file
 from restore.plan import Plan
 from restore.recreate.partition_table import check_table, relocate_backup_gpt, settle
-from restore.runs import Image
+from restore.runs import Image, Runs
 from restore.steps import (
     CheckTable,
+    ClearOutside,
+    CompareVolume,
     DiscardDisk,
     EmptyFile,
     EnsureFallbackLoader,
+    InvalidateEnds,
     LogToEsp,
     MakeFile,
     Phase,
@@ -107,8 +117,9 @@ def execute(
                     make_file(target)
                     made.append(target)
                 opened[target] = stack.enter_context(OpenTarget(target))
+            run = _Run(image, opened, advance, record, measure)
             for _, group in groupby(disk_steps, _same_pass):
-                _run_group(tuple(group), image, opened, advance, record, measure)
+                run.group(tuple(group))
     except BaseException:
         for target in made:
             with suppress(OSError):
@@ -125,79 +136,138 @@ def _same_pass(step: Step) -> tuple[Any, ...]:
     """Return a key that is equal for consecutive steps that are one pass over the disks."""
     if isinstance(step, WriteVolume | VerifyVolume):
         return (type(step), step.phase)
+    if isinstance(step, CompareVolume):
+        return (CompareVolume,)
     return (step,)
 
 
-def _run_group(
-    group: Sequence[Step],
-    image: Image,
-    opened: dict[Target, OpenTarget],
-    advance: Advance,
-    record: Record,
-    measure: Measure,
-) -> None:
-    writes = [step for step in group if isinstance(step, WriteVolume)]
-    verifications = [step for step in group if isinstance(step, VerifyVolume)]
-    if writes:
-        stages = writing_stages(image)
-        started = time.monotonic()
-        write_volumes(writes, image, opened, advance, stages)
-        each = (time.monotonic() - started) / max(sum(step.written for step in writes), 1)
-        for write in writes:
-            record(Outcome(write.name, write.volume, each * write.written, write.written))
-        _measured("write", writes[0].phase, stages, measure)
-    elif verifications:
+class _Run:
+    """What the steps of one restore share.
+
+    Args:
+        image: the opened image.
+        opened: all targets.
+        advance: as `execute` says; so are the next two.
+        record: takes outcomes.
+        measure: takes what stages took.
+    """
+
+    def __init__(
+        self,
+        image: Image,
+        opened: dict[Target, OpenTarget],
+        advance: Advance,
+        record: Record,
+        measure: Measure,
+    ) -> None:
+        self._image = image
+        self._opened = opened
+        self._advance = advance
+        self._record = record
+        self._measure = measure
+        self._differences: dict[str, Differences] = {}
+        # Targets that held anything else than they shall.
+        self._changing: set[Target] = set()
+
+    def group(self, group: Sequence[Step]) -> None:
+        """Do steps that are one pass."""
+        writes = [step for step in group if isinstance(step, WriteVolume)]
+        verifications = [step for step in group if isinstance(step, VerifyVolume)]
+        comparisons = [step for step in group if isinstance(step, CompareVolume)]
+        if writes:
+            self._write(writes)
+        elif verifications:
+            self._verify(verifications)
+        elif comparisons:
+            self._compare(comparisons)
+        else:
+            for step in group:
+                started = time.monotonic()
+                subject, count, notes = self._disk_step(step)
+                self._record(Outcome(step.name, subject, time.monotonic() - started, count, notes))
+
+    def _compare(self, steps: Sequence[CompareVolume]) -> None:
         stages = reading_stages()
-        for step in verifications:
+        for step in steps:
             started = time.monotonic()
-            verify_volume(step, image, opened[step.target], advance, stages)
+            found = compare_volume(
+                step, self._image, self._opened[step.target], self._advance, stages
+            )
+            self._differences[step.volume] = found
+            if found.any:
+                self._changing.add(step.target)
             seconds = time.monotonic() - started
-            record(Outcome(step.name, step.volume, seconds, step.written))
-        _measured("read back", verifications[0].phase, stages, measure)
-    else:
-        _run_disk_steps(group, opened, record)
+            self._record(Outcome(step.name, step.volume, seconds, step.compared))
+        self._finish_pass("compare", stages)
 
-
-def _measured(name: str, phase: Phase, stages: Stages, measure: Measure) -> None:
-    stages.end()
-    if phase is Phase.CONTENT:
-        measure(name, stages)
-
-
-def _run_disk_steps(
-    group: Sequence[Step], opened: dict[Target, OpenTarget], record: Record
-) -> None:
-    for step in group:
+    def _write(self, steps: Sequence[WriteVolume]) -> None:
+        stages = writing_stages(self._image)
         started = time.monotonic()
-        subject, count, notes = _run_disk_step(step, opened)
-        record(Outcome(step.name, subject, time.monotonic() - started, count, notes))
+        written = write_volumes(
+            steps, self._image, self._opened, self._advance, stages, self._wanted
+        )
+        each = (time.monotonic() - started) / max(sum(written), 1)
+        for step, size in zip(steps, written, strict=True):
+            self._record(Outcome(step.name, step.volume, each * size, size))
+        if steps[0].phase is Phase.CONTENT:
+            self._finish_pass("write", stages)
 
+    def _wanted(self, step: WriteVolume, runs: Runs) -> Runs:
+        if not step.only_differences:
+            return runs
+        with_ends = step.target in self._changing
+        return self._differences[step.volume].all_of(runs, with_ends=with_ends)
 
-def _run_disk_step(
-    step: Step, opened: dict[Target, OpenTarget]
-) -> tuple[str, int, tuple[str, ...]]:
-    """Do one step; return what it was done to, the bytes it wrote, and notes."""
-    match step:
-        case MakeFile(target):
-            pass  # it was made when all targets were opened, before the first write to any
-        case EmptyFile(target):
-            opened[target].empty()
-        case WipeSignatures(target, head, tail):
-            opened[target].zero(0, head)
-            opened[target].zero(target.size - tail, tail)
-            opened[target].flush()
-            # The kernel drops the old partitions, so that nothing probes them while they change.
-            opened[target].reread_table()
-            return str(target.path), head + tail, ()
-        case DiscardDisk(target, offset, length):
-            return str(target.path), 0, opened[target].discard(offset, length)
-        case RelocateBackupGpt(target):
-            relocate_backup_gpt(opened[target])
-        case RereadTable(target):
-            return str(target.path), 0, opened[target].reread_table()
-        case CheckTable(target, table):
-            check_table(opened[target], table)
-    return str(target.path), 0, ()
+    def _verify(self, steps: Sequence[VerifyVolume]) -> None:
+        stages = reading_stages()
+        for step in steps:
+            started = time.monotonic()
+            verify_volume(step, self._image, self._opened[step.target], self._advance, stages)
+            seconds = time.monotonic() - started
+            self._record(Outcome(step.name, step.volume, seconds, step.written))
+        if steps[0].phase is Phase.CONTENT:
+            self._finish_pass("read back", stages)
+
+    def _finish_pass(self, name: str, stages: Stages) -> None:
+        stages.end()
+        self._measure(name, stages)
+
+    def _disk_step(self, step: Step) -> tuple[str, int, tuple[str, ...]]:
+        """Do one step; return what it was done to, the bytes it erased, and notes."""
+        notes: tuple[str, ...] = ()
+        count = 0
+        match step:
+            case MakeFile(target):
+                pass  # it was made when all targets were opened, before the first write to any
+            case EmptyFile(target):
+                self._opened[target].empty()
+            case WipeSignatures(target) | InvalidateEnds(target) | ClearOutside(target):
+                count, notes = self._erase(step)
+            case DiscardDisk(target, offset, length):
+                notes = self._opened[target].discard(offset, length)
+            case RelocateBackupGpt(target):
+                relocate_backup_gpt(self._opened[target])
+            case RereadTable(target):
+                notes = self._opened[target].reread_table()
+            case CheckTable(target, table):
+                check_table(self._opened[target], table)
+        return str(target.path), count, notes
+
+    def _erase(
+        self, step: WipeSignatures | InvalidateEnds | ClearOutside
+    ) -> tuple[int, tuple[str, ...]]:
+        """Return bytes erased, and notes."""
+        opened = self._opened[step.target]
+        if isinstance(step, ClearOutside):
+            return clear_outside(opened, step.ranges), ()
+        if isinstance(step, InvalidateEnds) and step.target not in self._changing:
+            return 0, ("nothing differs from the image; the table stays",)
+        opened.zero(0, step.head)
+        opened.zero(step.target.size - step.tail, step.tail)
+        opened.flush()
+        # The kernel drops the old partitions, so that nothing probes them while they change.
+        opened.reread_table()
+        return step.head + step.tail, ()
 
 
 def _run_boot_step(

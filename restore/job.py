@@ -77,7 +77,7 @@ def carry_out(out: Output, opened: OpenImage, plan: Plan, log: RestoreLog) -> No
         log.finish()
         return log.text()
 
-    with out.progress("restore", plan.written + plan.verified) as advance:
+    with out.progress("restore", plan.compared + plan.written + plan.verified) as advance:
         execute(
             plan,
             opened,

@@ -5,6 +5,7 @@ what would run. Text is plain ASCII in 80 columns where possible, for serial con
 
 The order of a plan is part of its promise: the old table goes first, then content is written and
 verified, and boot areas and tables come last, so that an interrupted restore never looks finished.
+Where only differences are written, all is compared before; if there are none, the table stays.
 """
 
 import dataclasses
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from imager.units import format_size
-from restore.steps import Phase, Step, Target, VerifyVolume, WriteVolume
+from restore.steps import CompareVolume, Phase, Step, Target, VerifyVolume, WriteVolume
 
 _WIDTH = 80
 
@@ -50,8 +51,13 @@ class Plan:
 
     @property
     def written(self) -> int:
-        """Bytes of volumes that are written: data and zeros."""
+        """Bytes of volumes that are written: data and zeros. Where only differences are, at most."""
         return sum(step.written for step in self.steps if isinstance(step, WriteVolume))
+
+    @property
+    def compared(self) -> int:
+        """Bytes that are read and compared before anything is written."""
+        return sum(step.compared for step in self.steps if isinstance(step, CompareVolume))
 
     @property
     def verified(self) -> int:
@@ -75,6 +81,7 @@ class Plan:
             ],
             "notes": list(self.notes),
             "data_bytes": self.data,
+            "compared_bytes": self.compared,
             "written_bytes": self.written,
             "verified_bytes": self.verified,
         }
@@ -99,9 +106,14 @@ class Plan:
         amount = (
             f"Writes {format_size(self.written)}, of it {format_size(self.data)} from the image"
         )
+        if self.compared:
+            yield f"Compares {format_size(self.compared)} and writes what differs."
+            amount = f"{amount}, if all of it differs"
         verified = format_size(self.verified)
         yield (
-            f"{amount}; reads {verified} back." if self.verified else f"{amount}; no verification."
+            f"{amount}; reads {verified} back."
+            if self.verified
+            else f"{amount}; reads nothing back."
         )
 
 

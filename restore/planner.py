@@ -1,6 +1,6 @@
 """Machine + matched disks + maps of the image → `Plan`. Decides everything, writes nothing."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -11,16 +11,20 @@ from imager.layout.disk import Disk, Volume, VolumeRole
 from imager.layout.firmware import BootEntry, FirmwareKind
 from imager.layout.machine import Machine
 from imager.layout.partition_table import Partition, TableKind
+from imager.units import MIB
 from restore.match import Match, describe
 from restore.plan import Plan
 from restore.runs import EDGE, Image, take_apart
 from restore.steps import (
     EFI_SUFFIXES,
     CheckTable,
+    ClearOutside,
+    CompareVolume,
     DiscardDisk,
     EmptyFile,
     EnsureFallbackLoader,
     Esp,
+    InvalidateEnds,
     LogToEsp,
     MakeFile,
     Phase,
@@ -36,6 +40,9 @@ from restore.steps import (
 )
 
 _ESP_TYPE: Final = "C12A7328-F81F-11D2-BA4B-00A0C93EC93B"
+
+# Primary tables, their backups, and the labels of a filesystem or RAID member without a table.
+_TABLE_REACH: Final = MIB
 
 _PHASES: Final = {
     VolumeRole.PARTITION: Phase.CONTENT,
@@ -56,12 +63,14 @@ class Wishes:
     """What a person decided.
 
     Attributes:
-        verify: read everything back.
+        verify_written: read everything back that was written.
+        delta: write only what differs from the image.
         boot_entries: set boot entries in the firmware of the machine that this runs on.
         log_to_esp: leave the log on the restored machine.
     """
 
-    verify: bool = True
+    verify_written: bool = False
+    delta: bool = False
     boot_entries: bool = False
     log_to_esp: bool = False
 
@@ -105,16 +114,18 @@ def make_plan(
     machine = image.machine
     targets = {match.saved.id: _target(match) for match in matches}
     writes: list[WriteVolume] = []
+    steps: list[Step] = []
     for disk in machine.disks:
         _check_layout(disk)
-        writes.extend(_write(image, targets[disk.id], volume) for volume in disk.volumes)
-    steps: list[Step] = []
-    for target in targets.values():
-        steps.extend(_clean(target, surroundings))
+        target = targets[disk.id]
+        compares = wishes.delta and target.kind is not TargetKind.NEW_FILE
+        mine = [_write(image, target, volume, compares) for volume in disk.volumes]
+        steps.extend(_compare(disk, target, mine) if compares else _clean(target, surroundings))
+        writes.extend(mine)
     for phase in Phase:
         group = [write for write in writes if write.phase is phase]
         steps.extend(group)
-        if wishes.verify:
+        if wishes.verify_written:
             steps.extend(
                 VerifyVolume(
                     write.target,
@@ -136,7 +147,7 @@ def make_plan(
         taken=taken,
         targets=tuple(targets.values()),
         steps=(*steps, *boot_steps),
-        notes=notes,
+        notes=(*_delta_notes(targets.values(), wishes), *notes),
     )
 
 
@@ -174,7 +185,7 @@ def _check_layout(disk: Disk) -> None:
             )
 
 
-def _write(image: Image, target: Target, volume: Volume) -> WriteVolume:
+def _write(image: Image, target: Target, volume: Volume, only_differences: bool) -> WriteVolume:
     runs = take_apart(image.map(volume.id), volume)
     content = _ROLE_WORDS[volume.role]
     if volume.filesystem is not None:
@@ -191,7 +202,55 @@ def _write(image: Image, target: Target, volume: Volume) -> WriteVolume:
         data=runs.data,
         zeros=int(runs.zeros[:, 1].sum()),
         cleared=int(runs.cleared[:, 1].sum()),
+        only_differences=only_differences,
     )
+
+
+def _compare(disk: Disk, target: Target, writes: Sequence[WriteVolume]) -> Iterator[Step]:
+    """Find out what differs before anything is written, and take the table away if anything does.
+
+    What could be taken for the new machine's, where no volume has a say, is cleared as `_clean` would.
+    """
+    head = min(_TABLE_REACH, target.size)
+    tail = min(_TABLE_REACH, target.size - head)
+    for write in writes:
+        yield CompareVolume(
+            target,
+            write.volume,
+            write.offset,
+            write.length,
+            write.written,
+            (head, target.size - tail),
+        )
+    outside = tuple(_outside(disk, target))
+    if outside:
+        yield ClearOutside(target, outside)
+    yield InvalidateEnds(target, head, tail)
+
+
+def _outside(disk: Disk, target: Target) -> Iterator[tuple[int, int]]:
+    """Yield offset and length of what is near the ends of a target and in no volume."""
+    edges = ((0, min(EDGE, target.size)), (max(EDGE, target.size - EDGE), target.size))
+    for low, high in edges:
+        start = low
+        for volume in disk.volumes:
+            if start < min(volume.offset, high):
+                yield start, min(volume.offset, high) - start
+            start = max(start, volume.end)
+        if start < high:
+            yield start, high - start
+
+
+def _delta_notes(targets: Iterable[Target], wishes: Wishes) -> Iterator[str]:
+    if not wishes.delta:
+        return
+    yield (
+        "Only what differs is written (--delta). What free space of these disks holds now, deleted "
+        "files among it, stays there; without --delta it is discarded where the disk can do that."
+    )
+    new = [str(target.path) for target in targets if target.kind is TargetKind.NEW_FILE]
+    if new:
+        yield f"Written whole, since there is nothing to compare yet: {', '.join(new)}."
 
 
 def _clean(target: Target, surroundings: Surroundings) -> Iterator[Step]:

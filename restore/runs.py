@@ -72,6 +72,21 @@ class Runs:
         """Bytes from the image."""
         return int(self.data_lengths.sum())
 
+    @property
+    def size(self) -> int:
+        """Bytes that have a defined content: from the image, zero, or cleared."""
+        return self.data + int(self.zeros[:, 1].sum()) + int(self.cleared[:, 1].sum())
+
+    def where(self, wanted: NDArray[np.bool_]) -> "Runs":
+        """Return some of the runs of data, and nothing that is zeroed."""
+        return Runs(
+            data_offsets=self.data_offsets[wanted],
+            data_lengths=self.data_lengths[wanted],
+            data_ids=self.data_ids[wanted],
+            zeros=np.empty((0, 2), dtype=np.uint64),
+            cleared=np.empty((0, 2), dtype=np.uint64),
+        )
+
 
 def take_apart(runs: NDArray[np.void], volume: Volume) -> Runs:
     """Return what to do with each byte of a volume.

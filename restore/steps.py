@@ -22,7 +22,7 @@ class TargetKind(StrEnum):
     """What is written to."""
 
     DEVICE = "device"
-    FILE = "file"  # a raw file that exists; its content is dropped
+    FILE = "file"  # a raw file that exists; its content is dropped, or compared
     NEW_FILE = "new-file"  # made by the restore, and removed when that fails
 
 
@@ -141,6 +141,83 @@ class DiscardDisk:
 
 
 @dataclass(frozen=True, slots=True)
+class CompareVolume:
+    """Read what a target holds where a volume goes, and note what differs from the image.
+
+    Attributes:
+        target: the disk.
+        volume: id of the volume.
+        offset: first byte on the target.
+        length: bytes.
+        compared: bytes that are compared.
+        ends: bytes of the target before the first and from the second on are overwritten with zeros
+            as soon as anything differs.
+    """
+
+    name: ClassVar[str] = "compare"
+    target: Target
+    volume: str
+    offset: int
+    length: int
+    compared: int
+    ends: tuple[int, int]
+
+    def describe(self) -> str:
+        """Say what happens."""
+        return (
+            f"{self.target.path}: compare {self.compared} bytes of {self.volume} with the image; "
+            "write nothing yet"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class InvalidateEnds:
+    """If anything was found to differ, overwrite both ends of a disk with zeros.
+
+    So the old table is gone while the disk is neither old nor new.
+
+    Attributes:
+        target: the disk.
+        head: bytes from the start.
+        tail: bytes up to the end of the disk.
+    """
+
+    name: ClassVar[str] = "invalidate"
+    target: Target
+    head: int
+    tail: int
+
+    def describe(self) -> str:
+        """Say what happens."""
+        return (
+            f"{self.target.path}: only if anything differs: erase the table, which is written "
+            f"again last: zeros over bytes 0 to {self.head - 1} and "
+            f"{self.target.size - self.tail} to {self.target.size - 1}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ClearOutside:
+    """Make bytes near the ends of a disk that belong to no volume zero, where they are not.
+
+    Attributes:
+        target: the disk.
+        ranges: first byte and length of each.
+    """
+
+    name: ClassVar[str] = "clear-outside"
+    target: Target
+    ranges: tuple[tuple[int, int], ...]
+
+    def describe(self) -> str:
+        """Say what happens."""
+        places = " and ".join(
+            f"{offset} to {offset + length - 1}" for offset, length in self.ranges
+        )
+        return f"{self.target.path}: zeros over bytes {places}, where they are not zero"
+
+
+@dataclass(frozen=True, slots=True)
 class WriteVolume:
     """Write the saved content of a volume.
 
@@ -156,6 +233,7 @@ class WriteVolume:
         zeros: bytes that the image knows to be zero.
         cleared: bytes of free space near the ends that are zeroed, so that no old signature
             there is taken for this volume's.
+        only_differences: write only what was found to differ.
     """
 
     name: ClassVar[str] = "write"
@@ -169,6 +247,7 @@ class WriteVolume:
     data: int
     zeros: int
     cleared: int
+    only_differences: bool = False
 
     @property
     def written(self) -> int:
@@ -178,8 +257,9 @@ class WriteVolume:
     def describe(self) -> str:
         """Say what happens."""
         free = self.length - self.written
+        what = "write what differs of" if self.only_differences else "write"
         return (
-            f"{self.target.path}: write {self.volume} ({self.content}, "
+            f"{self.target.path}: {what} {self.volume} ({self.content}, "
             f"{format_size(self.length)}) to bytes "
             f"{self.offset} to {self.offset + self.length - 1}: "
             f"{self.data} data, {self.zeros + self.cleared} zeros, {free} free"
@@ -354,6 +434,9 @@ Step = (
     | EmptyFile
     | WipeSignatures
     | DiscardDisk
+    | CompareVolume
+    | InvalidateEnds
+    | ClearOutside
     | WriteVolume
     | VerifyVolume
     | RelocateBackupGpt

@@ -8,29 +8,37 @@ side on a disk in one write.
 """
 
 import itertools
+import mmap
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from imager.errors import ObjectDamaged
-from imager.layout.disk import Volume
+from imager.errors import ObjectDamaged, VerificationFailed
+from imager.layout.disk import VolumeRole
 from imager.repository.delivery import Report
 from imager.stages import Lane, Stages
+from imager.units import KIB, MIB
 from restore.device import OpenTarget
 from restore.runs import Image, Offsets, Runs, take_apart
 from restore.steps import Target, WriteVolume
 
 Advance = Callable[[int], None]
 Open = Mapping[Target, OpenTarget]
+Wanted = Callable[[WriteVolume, Runs], Runs]
 
 # Runs handled at once. Each costs about 150 bytes here, so a window needs about 40 MiB.
 _WINDOW: Final = 1 << 18
 # Places of one chunk that are written before anybody hears of it: some are in every corner of a disk.
 _PLACES: Final = 1 << 10
+
+# Of a disk without a table: its boot sector, and the labels of what it holds.
+_HEAD: Final = MIB
+_BLOCK: Final = 4 * KIB
 
 _WRITE: Final = "write"
 _FLUSH: Final = "flush"
@@ -54,6 +62,10 @@ class _Window:
     ids: Offsets
 
 
+def _all_of(_step: WriteVolume, runs: Runs) -> Runs:
+    return runs
+
+
 def writing_stages(image: Image) -> Stages:
     """Return what counts the stages of writing; its clock begins."""
     lanes = image.lanes((_WRITE,))
@@ -61,31 +73,80 @@ def writing_stages(image: Image) -> Stages:
 
 
 def write_volumes(
-    steps: Sequence[WriteVolume], image: Image, opened: Open, advance: Advance, stages: Stages
-) -> None:
+    steps: Sequence[WriteVolume],
+    image: Image,
+    opened: Open,
+    advance: Advance,
+    stages: Stages,
+    wanted: Wanted = _all_of,
+) -> list[int]:
     """Write volumes of one phase in one pass, and flush.
+
+    What a disk without a table begins with is written last, since it makes the disk look whole.
 
     Args:
         steps: what to write; all of one phase.
         image: where the content comes from.
         opened: the targets.
-        advance: called in this thread with bytes just written, zeros included.
+        advance: called in this thread with bytes just written, zeros included, or right already.
         stages: counts; made by `writing_stages`.
+        wanted: returns which of the runs of a step are to be written.
+
+    Returns:
+        How many bytes were written for each step.
 
     Raises:
         WriteFailed: a target refused.
         ObjectDamaged, ObjectMissing: the repository can't give what the image names.
     """
-    volumes = {volume.id: volume for _, volume in image.machine.volumes()}
-    taken_apart = _each_volume(steps, volumes, image, opened, advance, stages)
-    targets = [opened[step.target] for step in steps]
-    for window in _windows(steps, taken_apart):
-        order, ids, firsts = _places(window)
-        places = _Places(window, order, firsts, targets, steps, stages)
-        image.deliver(ids, places.take, advance, stages)
-    with stages.within(_FLUSH):
-        for target in dict.fromkeys(step.target for step in steps):
-            opened[target].flush()
+    writer = _Writer(steps, image, opened, advance, stages)
+    heads: list[Runs] = []
+    writer.write(_but_heads(steps, _each_volume(writer, wanted), heads))
+    if any(len(runs.data_offsets) for runs in heads):
+        writer.flush()
+        writer.write(heads)
+    writer.flush()
+    return writer.written
+
+
+@dataclass(frozen=True, slots=True)
+class _Writer:
+    """What a pass writes, where, and who hears of it; for the thread that makes the pass."""
+
+    steps: Sequence[WriteVolume]
+    image: Image
+    opened: Open
+    advance: Advance
+    stages: Stages
+    written: list[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "written", [0] * len(self.steps))
+
+    def write(self, volumes: Iterable[Runs]) -> None:
+        """Write the data of volumes, one for each step."""
+        targets = [self.opened[step.target] for step in self.steps]
+        for window in _windows(self.steps, volumes):
+            order, ids, firsts = _places(window)
+            places = _Places(window, order, firsts, targets, self.steps, self.stages)
+            self.image.deliver(ids, places.take, self.advance, self.stages)
+            for number, size in enumerate(places.written):
+                self.written[number] += size
+
+    def zero(self, number: int, ranges: Offsets) -> None:
+        """Make ranges of the volume of a step zero."""
+        step = self.steps[number]
+        for offset, length in ranges.tolist():
+            with self.stages.within(_ZERO, length):
+                self.opened[step.target].zero(step.offset + offset, length)
+            self.written[number] += length
+            self.advance(length)
+
+    def flush(self) -> None:
+        """Wait until all is on stable storage."""
+        with self.stages.within(_FLUSH):
+            for target in dict.fromkeys(step.target for step in self.steps):
+                self.opened[target].flush()
 
 
 class _Places:
@@ -115,8 +176,11 @@ class _Places:
         self._offsets = window.offsets[order].data
         self._lengths = window.lengths[order].data
         self._targets = targets
-        self._volumes = [step.volume for step in steps]
+        self._plan = steps
         self._stages = stages
+        self._lock = threading.Lock()
+        self._local = threading.local()
+        self.written = [0] * len(steps)
 
     def take(self, numbers: Sequence[int], plains: Sequence[memoryview], report: Report) -> None:
         """Write chunks to all their places; see `imager.repository.delivery.Take`.
@@ -131,8 +195,37 @@ class _Places:
             with self._stages.within(_WRITE, size):
                 pieces.sort(key=itemgetter(0, 1))
                 for step, offset, parts in _side_by_side(pieces):
-                    self._targets[step].write(offset, *parts)
+                    self._write(step, offset, parts)
             report(size)
+
+    def _write(self, step: int, offset: int, parts: Sequence[memoryview]) -> None:
+        written = 0
+        if not self._plan[step].only_differences:
+            self._targets[step].write(offset, *parts)
+            written = sum(map(len, parts))
+        else:
+            for part in parts:
+                written += self._write_differences(self._targets[step], offset, part)
+                offset += len(part)
+        with self._lock:
+            self.written[step] += written
+
+    def _write_differences(self, target: OpenTarget, offset: int, plain: memoryview) -> int:
+        """Write those blocks of a chunk that are not there yet; return bytes."""
+        buffer: memoryview | None = getattr(self._local, "buffer", None)
+        if buffer is None or len(buffer) < len(plain):
+            buffer = self._local.buffer = memoryview(mmap.mmap(-1, len(plain)))
+        there = buffer[: len(plain)]
+        try:
+            target.read_into(offset, there)
+        except VerificationFailed:
+            target.write(offset, plain)  # that makes many a disk take another sector for it
+            return len(plain)
+        written = 0
+        for start, stop in _differing_blocks(there, plain):
+            target.write(offset + start, plain[start:stop])
+            written += stop - start
+        return written
 
     def _places_of(
         self, numbers: Sequence[int], plains: Sequence[memoryview]
@@ -141,10 +234,20 @@ class _Places:
             for place in range(self._firsts[number], self._firsts[number + 1]):
                 if len(plain) != self._lengths[place]:
                     raise ObjectDamaged(
-                        f"a chunk of {self._volumes[self._steps[place]]} has {len(plain)} bytes "
+                        f"a chunk of {self._plan[self._steps[place]].volume} has {len(plain)} bytes "
                         f"where the image says {self._lengths[place]}"
                     )
                 yield self._steps[place], self._offsets[place], plain
+
+
+def _differing_blocks(one: memoryview, other: memoryview) -> Iterator[tuple[int, int]]:
+    """Yield ranges that differ, of two buffers of one size, in blocks."""
+    whole = len(one) // _BLOCK * _BLOCK
+    differs = np.frombuffer(one[:whole], "V4096") != np.frombuffer(other[:whole], "V4096")
+    edges = np.flatnonzero(np.diff(differs, prepend=False, append=False)) * _BLOCK
+    yield from map(tuple, edges.reshape(-1, 2).tolist())
+    if one[whole:] != other[whole:]:
+        yield whole, len(one)
 
 
 def _side_by_side(
@@ -164,23 +267,28 @@ def _side_by_side(
         yield step, start, parts
 
 
-def _each_volume(
-    steps: Sequence[WriteVolume],
-    volumes: Mapping[str, Volume],
-    image: Image,
-    opened: Open,
-    advance: Advance,
-    stages: Stages,
-) -> Iterator[Runs]:
-    """Yield the runs of each step, after its zeros are written."""
-    for step in steps:
-        runs = take_apart(image.map(step.volume), volumes[step.volume])
-        target = opened[step.target]
-        for offset, length in np.concatenate([runs.zeros, runs.cleared]).tolist():
-            with stages.within(_ZERO, length):
-                target.zero(step.offset + offset, length)
-            advance(length)
+def _each_volume(writer: _Writer, wanted: Wanted) -> Iterator[Runs]:
+    """Yield the runs of each step that are to be written, after its zeros are."""
+    volumes = {volume.id: volume for _, volume in writer.image.machine.volumes()}
+    for number, step in enumerate(writer.steps):
+        all_runs = take_apart(writer.image.map(step.volume), volumes[step.volume])
+        runs = wanted(step, all_runs)
+        if all_runs.size > runs.size:
+            writer.advance(all_runs.size - runs.size)
+        writer.zero(number, np.concatenate([runs.zeros, runs.cleared]))
         yield runs
+
+
+def _but_heads(
+    steps: Sequence[WriteVolume], volumes: Iterable[Runs], heads: list[Runs]
+) -> Iterator[Runs]:
+    """Yield runs without those that disks without a table begin with; these go to `heads`."""
+    for step, runs in zip(steps, volumes, strict=True):
+        is_head = np.zeros(len(runs.data_offsets), dtype=np.bool_)
+        if step.role is VolumeRole.WHOLE_DISK:
+            is_head = runs.data_offsets < np.uint64(_HEAD)
+        heads.append(runs.where(is_head))
+        yield runs.where(~is_head)
 
 
 def _windows(steps: Sequence[WriteVolume], volumes: Iterable[Runs]) -> Iterator[_Window]:

@@ -41,7 +41,8 @@ class Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         image: `latest`, a machine's name, or the beginning of an image's id.
         recovery_key: file in the shared directory.
         passphrase_file: likewise.
-        verify: read back all that was written.
+        verify_written: read back all that was written.
+        delta: write only what differs from the image.
         at_end: what follows when all went well.
         maps: saved disk → target, as with `--map`; by default disks are recognised.
         log_to_esp: also leave the log on the restored machine.
@@ -59,7 +60,8 @@ class Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     image: str
     recovery_key: str
     passphrase_file: str
-    verify: bool = True
+    verify_written: bool = False
+    delta: bool = False
     at_end: AtEnd = AtEnd.POWEROFF
     maps: dict[str, str] = msgspec.field(default_factory=dict)
     log_to_esp: bool = False
@@ -136,7 +138,12 @@ def restore(out: Output, share: Path, medium: Medium, order: Order, log: Restore
         repository = Repository.open(order.repository)
     unlocked = load_recovery_key(out, repository, share / order.recovery_key, phrase)
     opened = job.open_saved(out, repository, order.image, unlocked, log)
-    wishes = Wishes(verify=order.verify, boot_entries=True, log_to_esp=order.log_to_esp)
+    wishes = Wishes(
+        verify_written=order.verify_written,
+        delta=order.delta,
+        boot_entries=True,
+        log_to_esp=order.log_to_esp,
+    )
     mapping = {saved: Path(target) for saved, target in order.maps.items()}
     plan = job.prepare(repository, opened, mapping, wishes, log)
     for line in plan.lines():

@@ -8,6 +8,7 @@ import click
 
 from imager.commands.repository_argument import repository_argument
 from imager.commands.secrets import load_recovery_key, recovery_options
+from imager.commands.stage_table import show_stages, stats_option
 from imager.console import Output, verb
 from imager.errors import NotConfirmed, UsageError
 from imager.repository.backend.place import Place
@@ -38,7 +39,17 @@ CONFIRMATION = "overwrite"
 @click.option("--dry-run", is_flag=True, help="Show the plan, and write nothing.")
 @click.option("--yes", is_flag=True, help="Do not ask before writing.")
 @click.option(
-    "--verify/--no-verify", default=True, show_default=True, help="Read back all that was written."
+    "--delta",
+    is_flag=True,
+    help="Compare the disks with the image first and write only what differs; for disks that are "
+    "still half good. Free space keeps what it holds.",
+)
+@click.option(
+    "--verify-written/--no-verify-written",
+    default=False,
+    show_default=True,
+    help="Read back all that was written and compare it. Everything is checked before it is "
+    "written; this finds disks that don't keep what they took, and reads all of it once more.",
 )
 @click.option(
     "--boot-entries/--no-boot-entries",
@@ -57,6 +68,7 @@ CONFIRMATION = "overwrite"
     is_flag=True,
     help="Also leave the log on the restored EFI system partition.",
 )
+@stats_option
 @recovery_options
 @verb
 def restore(
@@ -66,10 +78,12 @@ def restore(
     maps: tuple[str, ...],
     dry_run: bool,
     yes: bool,
-    verify: bool,
+    delta: bool,
+    verify_written: bool,
     boot_entries: bool | None,
     log_path: Path | None,
     log_to_esp: bool,
+    stats: bool,
     recovery_key: Path | None,
     passphrase_file: Path | None,
 ) -> None:
@@ -85,6 +99,7 @@ def restore(
       remetal restore /srv/images web1 --dry-run
       remetal restore /srv/images latest --map disk0=/dev/sdb
       remetal restore /srv/images 4f2a --map disk0=/var/lib/vm/web1.raw
+      remetal restore /srv/images web1 --delta --dry-run
     """
     mapping = parse_map(maps)
     if out.as_json and not (dry_run or yes):
@@ -95,7 +110,8 @@ def restore(
     default_log = DEFAULT_PATH if os.geteuid() == 0 else None
     log = RestoreLog(None if dry_run else log_path or default_log)
     wishes = Wishes(
-        verify=verify,
+        verify_written=verify_written,
+        delta=delta,
         boot_entries=medium if boot_entries is None else boot_entries,
         log_to_esp=log_to_esp,
     )
@@ -119,6 +135,10 @@ def restore(
     for outcome in log.outcomes:
         for note in outcome.notes:
             out.say(f"{outcome.subject}: {note}")
+    if stats:
+        for name, stages in log.passes:
+            out.say(f"{name}, {format_duration(stages.seconds)}:")
+            show_stages(out, stages)
     seconds = sum(outcome.seconds for outcome in log.outcomes)
     verified = "and verified " if plan.verified else ""
     out.say(f"{plan.machine} is restored {verified}in {format_duration(seconds)}.")

@@ -80,7 +80,7 @@ def place_order(folder: Path, way: Reach, image: str, recovery_key: Path, secret
         image=image,
         recovery_key=_RECOVERY_KEY,
         passphrase_file=_PHRASE,
-        verify=True,
+        verify_written=True,
         at_end=AtEnd.POWEROFF,
         ssh_key=_SSH_KEY if way.ssh_key is not None else None,
         store_credentials=_CREDENTIALS if way.credentials is not None else None,

@@ -37,7 +37,7 @@ def order(saved: Saved, share: Path, **fields: object) -> None:
         "image": "bios",
         "recovery_key": "recovery.key",
         "passphrase_file": "passphrase",
-        "verify": True,
+        "verify_written": True,
         "at_end": "reboot",
         "maps": {"disk0": str(share.parent / "target.raw")},
         **fields,

@@ -46,7 +46,7 @@ class Scene:
 
     def restore(self, place: Place, target: Path) -> subprocess.Popen[str]:
         """Start a restore."""
-        words = ["latest", "--map", f"disk0={target}", "--yes", "--no-verify"]
+        words = ["latest", "--map", f"disk0={target}", "--yes"]
         return self.start(place, "restore", *words, "--recovery-key", self._key("recovery.key"))
 
     def start(self, place: Place, verb: str, *words: str) -> subprocess.Popen[str]:

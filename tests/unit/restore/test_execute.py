@@ -10,17 +10,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from memory_image import MemoryImage, disk, identify, image_of, machine
+from restoring import expected, plan_for, two_parts
 
-from imager import blockdev
-from imager.blockdev import BlockDisk
 from imager.errors import ObjectDamaged, TargetError, VerificationFailed
-from imager.layout.disk import Disk, DiskIdentity, Volume, VolumeRole
 from restore import comparison, device, transfer
 from restore import execute as execution
 from restore.execute import Outcome, execute
-from restore.match import Basis, Match
 from restore.plan import Plan
-from restore.planner import Surroundings, Wishes, make_plan
+from restore.planner import Wishes
 from restore.runs import EDGE
 
 MIB = 1 << 20
@@ -29,48 +26,13 @@ MIB = 1 << 20
 def run(
     image: MemoryImage, *targets: Path, verify: bool = True, size: int | None = None
 ) -> tuple[Plan, list[Outcome], int]:
-    plan = plan_for(image, *targets, verify=verify, size=size)
+    plan = plan_for(image, *targets, wishes=Wishes(verify_written=verify), size=size)
     outcomes: list[Outcome] = []
     moved: list[int] = []
     execute(
         plan, image, advance=moved.append, record=outcomes.append, measure=print, log=lambda: "log"
     )
     return plan, outcomes, sum(moved)
-
-
-def plan_for(
-    image: MemoryImage, *targets: Path, verify: bool = True, size: int | None = None
-) -> Plan:
-    matches = []
-    for saved, path in zip(image.machine.disks, targets, strict=True):
-        if path.exists():
-            matches.append(Match(saved, blockdev.identify(path), Basis.NAMED))
-            continue
-        identity = DiskIdentity(size or saved.identity.size, 512)
-        new = BlockDisk(path, identity, (), read_only=False, removable=False, is_device=False)
-        matches.append(Match(saved, new, Basis.NAMED, is_new=True))
-    return make_plan(
-        image,
-        matches,
-        reference="4f2a",
-        taken="then",
-        wishes=Wishes(verify=verify),
-        surroundings=Surroundings(),
-    )
-
-
-def two_parts(name: str, size: int) -> Disk:
-    """A disk with a boot area of 64 KiB, a partition, and a gap of 64 KiB at the end."""
-    edge = 1 << 16
-    return disk(
-        name,
-        size,
-        (
-            Volume(f"{name}/boot-area", VolumeRole.BOOT_AREA, 0, edge),
-            Volume(f"{name}/p1", VolumeRole.PARTITION, edge, size - 2 * edge, 1),
-            Volume(f"{name}/gap1", VolumeRole.GAP, size - edge, edge),
-        ),
-    )
 
 
 def shared_image() -> MemoryImage:
@@ -85,20 +47,6 @@ def shared_image() -> MemoryImage:
             "disk1/p1": [("zero", 4096), chunk, ("free", length - 12288)],
         },
     )
-
-
-def expected(image: MemoryImage, saved: Disk, *, free: bytes = b"\0") -> bytes:
-    """The bytes of a restored disk, built the slow way."""
-    content = bytearray(saved.identity.size)
-    for volume in saved.volumes:
-        position = volume.offset
-        for length, identity in image.runs[volume.id]:
-            if identity in image.store:
-                content[position : position + length] = image.store[identity]
-            elif identity == b"\xff" * 32:
-                content[position : position + length] = free * length
-            position += length
-    return bytes(content)
 
 
 def test_new_files_get_the_content_and_shared_chunks_are_fetched_once(tmp_path: Path) -> None:
@@ -271,7 +219,7 @@ def test_a_target_that_changed_since_the_plan_is_not_touched(tmp_path: Path) -> 
     first, second = tmp_path / "a.raw", tmp_path / "b.raw"
     first.write_bytes(b"a" * (2 * MIB))
     second.write_bytes(b"b" * (2 * MIB))
-    plan = plan_for(image, first, second)
+    plan = plan_for(image, first, second, wishes=Wishes())
     second.write_bytes(b"b" * (3 * MIB))
     with pytest.raises(TargetError, match=r"b\.raw has 3145728 bytes now"):
         execute(plan, image, advance=print, record=print, measure=print, log=str)
@@ -281,7 +229,7 @@ def test_a_target_that_changed_since_the_plan_is_not_touched(tmp_path: Path) -> 
 def test_a_file_that_appeared_since_the_plan_is_not_touched(tmp_path: Path) -> None:
     image = shared_image()
     first, second = tmp_path / "a.raw", tmp_path / "b.raw"
-    plan = plan_for(image, first, second)
+    plan = plan_for(image, first, second, wishes=Wishes())
     second.write_bytes(b"mine")
     with pytest.raises(TargetError, match="can't be made"):
         execute(plan, image, advance=print, record=print, measure=print, log=str)

@@ -88,7 +88,7 @@ def plan_for(
         [Match(made.machine.disks[0], target, Basis.SIZE, is_new)],
         reference="4f2a",
         taken="2026-01-02T03:04:05Z",
-        wishes=wishes or Wishes(boot_entries=True),
+        wishes=wishes or Wishes(verify_written=True, boot_entries=True),
         surroundings=surroundings
         or Surroundings(uefi=True, discards=frozenset({Path("/dev/vda")})),
     )
@@ -167,10 +167,10 @@ def test_boot_areas_and_tables_come_after_all_content_is_verified() -> None:
 
 
 def test_without_verification_nothing_is_read_back() -> None:
-    plan = plan_for(image(), wishes=Wishes(verify=False))
+    plan = plan_for(image(), wishes=Wishes())
     assert plan.verified == 0
     assert not any(isinstance(step, VerifyVolume) for step in plan.steps)
-    assert plan.lines()[-1].endswith("no verification.")
+    assert plan.lines()[-1].endswith("reads nothing back.")
 
 
 def test_the_same_size_needs_no_relocation() -> None:

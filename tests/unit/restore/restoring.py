@@ -1,0 +1,59 @@
+"""Plans for images in memory, and what must come of them."""
+
+from pathlib import Path
+
+from memory_image import MemoryImage, disk
+
+from imager import blockdev
+from imager.blockdev import BlockDisk
+from imager.layout.disk import Disk, DiskIdentity, Volume, VolumeRole
+from restore.match import Basis, Match
+from restore.plan import Plan
+from restore.planner import Surroundings, Wishes, make_plan
+
+
+def plan_for(image: MemoryImage, *targets: Path, wishes: Wishes, size: int | None = None) -> Plan:
+    matches = []
+    for saved, path in zip(image.machine.disks, targets, strict=True):
+        if path.exists():
+            matches.append(Match(saved, blockdev.identify(path), Basis.NAMED))
+            continue
+        identity = DiskIdentity(size or saved.identity.size, 512)
+        new = BlockDisk(path, identity, (), read_only=False, removable=False, is_device=False)
+        matches.append(Match(saved, new, Basis.NAMED, is_new=True))
+    return make_plan(
+        image,
+        matches,
+        reference="4f2a",
+        taken="then",
+        wishes=wishes,
+        surroundings=Surroundings(),
+    )
+
+
+def two_parts(name: str, size: int) -> Disk:
+    """A disk with a boot area of 64 KiB, a partition, and a gap of 64 KiB at the end."""
+    edge = 1 << 16
+    return disk(
+        name,
+        size,
+        (
+            Volume(f"{name}/boot-area", VolumeRole.BOOT_AREA, 0, edge),
+            Volume(f"{name}/p1", VolumeRole.PARTITION, edge, size - 2 * edge, 1),
+            Volume(f"{name}/gap1", VolumeRole.GAP, size - edge, edge),
+        ),
+    )
+
+
+def expected(image: MemoryImage, saved: Disk, *, free: bytes = b"\0") -> bytes:
+    """The bytes of a restored disk, built the slow way."""
+    content = bytearray(saved.identity.size)
+    for volume in saved.volumes:
+        position = volume.offset
+        for length, identity in image.runs[volume.id]:
+            if identity in image.store:
+                content[position : position + length] = image.store[identity]
+            elif identity == b"\xff" * 32:
+                content[position : position + length] = free * length
+            position += length
+    return bytes(content)
