@@ -106,10 +106,9 @@ class Plan:
         amount = (
             f"Writes {format_size(self.written)}, of it {format_size(self.data)} from the image"
         )
-        if self.compared:
-            yield f"Compares {format_size(self.compared)} and writes what differs."
-            amount = f"{amount}, if all of it differs"
         verified = format_size(self.verified)
+        if self.compared:
+            yield f"Compares {format_size(self.compared)}, and writes what differs. At most:"
         yield (
             f"{amount}; reads {verified} back."
             if self.verified

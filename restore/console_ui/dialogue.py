@@ -5,6 +5,7 @@ written to a disk before the word `overwrite` is typed under the plan.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -31,6 +32,8 @@ from restore.planner import Wishes
 
 OVERWRITE: Final = "overwrite"
 _DISKS: Final = "disks"
+_VERIFY: Final = "verify"
+_DELTA: Final = "delta"
 _LOOK: Final = "look"
 _PATH: Final = "path"
 _PAGES: Final = "pages"
@@ -174,10 +177,11 @@ class Dialogue:
 
     def _agree(self, repository: Repository, opened: OpenImage, log: RestoreLog) -> Plan:
         mapping: dict[str, Path] = {}
+        wishes = Wishes(boot_entries=True)
         while True:
             self._terminal.say()
             try:
-                plan = job.prepare(repository, opened, mapping, Wishes(boot_entries=True), log)
+                plan = job.prepare(repository, opened, mapping, wishes, log)
             except TargetError as error:
                 self._explain(error)
                 mapping = self._choose_disks(opened.machine)
@@ -187,13 +191,24 @@ class Dialogue:
             self._terminal.say("This overwrites:")
             for target in plan.targets:
                 self._terminal.say(f"  {target.describe()}")
+            for word, meaning, is_wished in (
+                (_VERIFY, "read everything back afterwards", wishes.verify_written),
+                (_DELTA, "write only what differs on these disks", wishes.delta),
+            ):
+                self._terminal.say(f"{word}: {meaning}: {'yes' if is_wished else 'no'}")
             answer = self._terminal.ask(
-                f"Type {OVERWRITE} to start, {_DISKS} to choose other disks, {AGAIN}, {SHELL}"
+                f"Type {OVERWRITE} to start, {_DISKS} to choose other disks, "
+                f"{_VERIFY} or {_DELTA} to change that, {AGAIN}, {SHELL}"
             )
             if answer == OVERWRITE:
                 return plan
-            if answer.lower() == _DISKS:
-                mapping = self._choose_disks(opened.machine)
+            match answer.lower():
+                case word if word == _DISKS:
+                    mapping = self._choose_disks(opened.machine)
+                case word if word == _VERIFY:
+                    wishes = replace(wishes, verify_written=not wishes.verify_written)
+                case word if word == _DELTA:
+                    wishes = replace(wishes, delta=not wishes.delta)
 
     def _choose_disks(self, machine: Machine) -> dict[str, Path]:
         mapping: dict[str, Path] = {}

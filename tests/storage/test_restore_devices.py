@@ -33,6 +33,7 @@ from restore.device import OpenTarget
 def loop(path: Path, *options: str) -> Iterator[Path]:
     device = process.run("losetup", "--find", "--show", *options, path).strip()
     try:
+        process.run("blockdev", "--setrw", device)  # who had it before may have left it read-only
         yield Path(device)
     finally:
         process.run("losetup", "--detach", device)
@@ -59,7 +60,8 @@ def test_a_device_is_restored_and_verified(
 ) -> None:
     disk = noisy(tmp_path / "disk")
     with loop(disk) as device:
-        assert saved.restore("uefi", "--map", f"disk0={device}", "--yes") == 0
+        words = ["--verify-written", "--yes"]
+        assert saved.restore("uefi", "--map", f"disk0={device}", *words) == 0
     shown = capsys.readouterr().out
     assert f"{device}: discard old content" in shown
     assert probe(disk).table == probe(saved.gpt).table
@@ -95,6 +97,33 @@ def test_a_larger_device_without_discard(
     part = extracted(disk, ROOT_AT, ROOT_SIZE, tmp_path / "part")
     seen = process.run("wipefs", "--noheadings", "--no-act", "--output", "TYPE", part)
     assert seen.split() == ["ext4"]
+    process.run("e2fsck", "-f", "-n", part)
+
+
+def test_a_half_good_device_gets_what_differs(saved: Saved, tmp_path: Path) -> None:
+    disk = noisy(tmp_path / "disk")
+    with loop(disk) as device:
+        assert saved.restore("uefi", "--map", f"disk0={device}", "--yes") == 0
+    right = disk.read_bytes()
+    noise = os.urandom(MIB)
+    with disk.open("r+b") as file:
+        for place in (0, ROOT_AT + 8192, ROOT_AT + 3 * MIB, SIZE - MIB):
+            file.seek(place)
+            file.write(noise)
+    with loop(disk) as device:
+        words = ["--delta", "--verify-written", "--yes"]
+        assert saved.restore("uefi", "--map", f"disk0={device}", *words) == 0
+        assert "No problems found" in process.run("sgdisk", "--verify", device)
+    repaired = disk.read_bytes()
+    different = [
+        place
+        for place in range(0, SIZE, 4096)
+        if repaired[place : place + 4096] != right[place : place + 4096]
+    ]
+    # In free space, where the noise stays, and where the loader was copied to again.
+    different = [place for place in different if not ESP_AT <= place < ROOT_AT]
+    assert all(repaired[place : place + 4096] in noise for place in different)
+    part = extracted(disk, ROOT_AT, ROOT_SIZE, tmp_path / "part")
     process.run("e2fsck", "-f", "-n", part)
 
 
@@ -213,7 +242,7 @@ def test_a_bit_lost_below_the_kernels_cache_is_found(
 
     monkeypatch.setattr(OpenTarget, "flush", flush_and_lose)
     with loop(disk, "--direct-io=on") as device:
-        assert saved.restore("uefi", "--map", f"disk0={device}", "--yes") == 47
+        assert saved.restore("uefi", "--map", f"disk0={device}", "--yes", "--verify-written") == 47
     assert f"at byte {ROOT_AT} of the disk differ" in capsys.readouterr().err
     with pytest.raises(Exception, match="sfdisk"):
         process.run("sfdisk", "--json", disk)

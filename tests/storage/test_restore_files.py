@@ -142,6 +142,43 @@ def test_json_is_one_document(
     assert json.loads(capsys.readouterr().out)["error"]["id"] == "usage"
 
 
+def test_a_damaged_file_is_repaired_and_little_is_written(
+    saved: Saved, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "bios.raw"
+    assert saved.restore("bios", "--map", f"disk0={target}", "--yes") == 0
+    with target.open("r+b") as file:
+        for place in (0, 5 * MIB, 61 * MIB, 70 * MIB):
+            file.seek(place)
+            file.write(os.urandom(5000))
+    damaged = digest(target)
+    words = ["--map", f"disk0={target}", "--delta"]
+    assert saved.restore("bios", *words, "--dry-run") == 0
+    assert "write what differs of disk0/p1" in " ".join(capsys.readouterr().out.split())
+    assert digest(target) == damaged
+    assert saved.restore("bios", *words, "--verify-written", "--yes", "--json") == 0
+    assert digest(target) == digest(saved.mbr)
+    document = json.loads(capsys.readouterr().out)
+    written = sum(step["bytes"] for step in document["steps"] if step["name"] == "write")
+    assert 0 < written < 4 * MIB
+    assert [each["pass"] for each in document["passes"]] == ["compare", "write", "read back"]
+    assert saved.restore("bios", *words, "--yes") == 0
+    assert "nothing differs from the image" in capsys.readouterr().out
+    assert digest(target) == digest(saved.mbr)
+
+
+def test_stats_show_where_the_time_went(
+    saved: Saved, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "bios.raw"
+    words = ["--yes", "--verify-written", "--stats"]
+    assert saved.restore("bios", "--map", f"disk0={target}", *words) == 0
+    shown = capsys.readouterr().out
+    for stage in ("fetch", "open", "write", "flush", "read", "compare"):
+        assert f"\n  {stage} " in shown
+    assert "busy" in shown
+
+
 @pytest.mark.parametrize(
     ("target", "code", "words"),
     [

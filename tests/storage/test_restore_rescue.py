@@ -66,6 +66,16 @@ def test_an_order_is_carried_out_and_reported(saved: Saved, share: Path) -> None
     assert digest(share.parent / "target.raw") == digest(saved.mbr)
 
 
+def test_an_order_can_ask_for_differences_only(saved: Saved, share: Path) -> None:
+    shutil.copy(saved.mbr, share.parent / "target.raw")
+    order(saved, share, delta=True)
+    at_end, report = run(share)
+    assert (at_end, report["outcome"]) == (AtEnd.REBOOT, "restored")
+    assert isinstance(report["steps"], list)
+    assert "compare" in [step["name"] for step in report["steps"]]
+    assert sum(step["bytes"] for step in report["steps"] if step["name"] == "write") == 0
+
+
 @pytest.mark.parametrize(
     ("fields", "error_id"),
     [
@@ -230,7 +240,26 @@ def test_a_person_restores_a_machine(
     assert not person.lines
     assert digest(tmp_path / "one.raw") == digest(saved.mbr)
     assert digest(tmp_path / "two.raw") == untouched
-    assert "is restored and verified" in capsys.readouterr().out
+    assert "is restored, in" in capsys.readouterr().out
+
+
+def test_a_person_has_all_read_back_and_only_differences_written(
+    saved: Saved,
+    tmp_path: Path,
+    talk: Callable[..., tuple[AtEnd, Person]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shutil.copy(saved.mbr, tmp_path / "one.raw")
+    lines: list[str | Callable[[], str]] = ["1", "1", image_number(capsys, "bios"), "1"]
+    lines += ["", "verify", "", "delta", "", "delta", "", "delta", "", "overwrite", "reboot"]
+    at_end, _ = talk(*lines)
+    assert at_end is AtEnd.REBOOT
+    assert digest(tmp_path / "one.raw") == digest(saved.mbr)
+    shown = capsys.readouterr().out
+    assert "verify: read everything back afterwards: yes" in shown
+    assert "delta: write only what differs on these disks: yes" in shown
+    assert "nothing differs from the image" in shown
+    assert "is restored and verified" in shown
 
 
 def test_enter_alone_does_nothing_and_the_end_of_input_leaves_to_the_shell(

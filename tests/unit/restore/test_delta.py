@@ -209,7 +209,8 @@ def test_the_plan_says_so(tmp_path: Path) -> None:
     assert "zeros over bytes 33554432 to 41943039, where they are not zero" in text
     assert "write what differs of disk0/p1" in text
     assert "free space of these disks" in text
-    assert "if all of it differs" in text
+    assert "and writes what differs. At most: Writes" in text
+    assert all(line.isascii() for line in plan.lines())
     assert plan.document()["compared_bytes"] == plan.compared == plan.written
 
 
