@@ -243,7 +243,10 @@ class _Places:
 def _differing_blocks(one: memoryview, other: memoryview) -> Iterator[tuple[int, int]]:
     """Yield ranges that differ, of two buffers of one size, in blocks."""
     whole = len(one) // _BLOCK * _BLOCK
-    differs = np.frombuffer(one[:whole], "V4096") != np.frombuffer(other[:whole], "V4096")
+    words, others = (
+        np.frombuffer(buffer[:whole], np.uint64).reshape(-1, _BLOCK // 8) for buffer in (one, other)
+    )
+    differs = (words != others).any(axis=1)
     edges = np.flatnonzero(np.diff(differs, prepend=False, append=False)) * _BLOCK
     yield from map(tuple, edges.reshape(-1, 2).tolist())
     if one[whole:] != other[whole:]:
