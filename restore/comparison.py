@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
-from itertools import chain
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -24,7 +24,7 @@ from imager.layout.disk import Volume
 from imager.stages import Lane, Stages
 from imager.units import KIB, MIB
 from restore.device import OpenTarget
-from restore.runs import Image, Offsets, Runs, take_apart
+from restore.runs import Image, Offsets, Runs, each_part
 from restore.steps import CompareVolume, VerifyVolume
 
 _SEGMENT: Final = MIB  # read at once; more would not stay in caches until it is hashed
@@ -64,9 +64,12 @@ class Differences:
         return bool(self.data.any()) or len(self.zeros) > 0
 
     def all_of(self, runs: Runs, *, with_ends: bool) -> Runs:
-        """Return what must be written of the volume's runs."""
-        wanted = self.data | self.at_ends if with_ends else self.data
-        return replace(runs.where(wanted), zeros=self.zeros)
+        """Return what must be written of a part of the volume."""
+        these = slice(runs.first, runs.first + len(runs.data_offsets))
+        wanted = self.data[these] | self.at_ends[these] if with_ends else self.data[these]
+        starts = self.zeros[:, 0]
+        is_here = (starts >= np.uint64(runs.start)) & (starts < np.uint64(runs.end))
+        return replace(runs.where(wanted), zeros=self.zeros[is_here])
 
 
 def verify_volume(
@@ -87,10 +90,11 @@ def verify_volume(
     comparison = _Comparison(step, image, opened, stages)
     with closing(comparison.pieces()) as pieces:
         for found in pieces:
-            for offset, length in comparison.places(found):
+            for offset, length in found.places:
                 raise VerificationFailed(
                     f"{step.target.path} ({step.target.disk}) does not hold what was written to "
-                    f"{step.volume}: the {length} bytes at byte {offset} of the disk differ"
+                    f"{step.volume}: the {length} bytes at byte {step.offset + offset} of the "
+                    "disk differ"
                 )
             advance(found.size)
 
@@ -108,19 +112,19 @@ def compare_volume(
         stages: counts; made by `reading_stages`.
     """
     comparison = _Comparison(step, image, opened, stages)
-    runs = comparison.runs
-    differs = np.zeros(len(runs.data_offsets), dtype=np.bool_)
     zeros: list[tuple[int, int]] = []
     with closing(comparison.pieces(tolerant=True)) as pieces:
         for found in pieces:
-            differs[list(found.runs)] = True
-            zeros.extend(found.zeros)
+            for offset, length in found.zeros:
+                if zeros and sum(zeros[-1]) == offset:
+                    offset, length = zeros[-1][0], zeros.pop()[1] + length  # noqa: PLW2901
+                zeros.append((offset, length))
             advance(found.size)
-    starts = runs.data_offsets + np.uint64(step.offset)
-    head, tail = step.ends
-    at_ends = starts < np.uint64(head)
-    at_ends |= starts + runs.data_lengths > np.uint64(tail)
-    return Differences(differs, np.array(zeros, dtype=np.uint64).reshape(-1, 2), at_ends)
+    return Differences(
+        data=np.concatenate([np.empty(0, dtype=np.bool_), *comparison.differs]),
+        zeros=np.array(zeros, dtype=np.uint64).reshape(-1, 2),
+        at_ends=np.concatenate([np.empty(0, dtype=np.bool_), *comparison.at_ends]),
+    )
 
 
 def clear_outside(opened: OpenTarget, ranges: Iterable[tuple[int, int]]) -> int:
@@ -152,21 +156,31 @@ def clear_outside(opened: OpenTarget, ranges: Iterable[tuple[int, int]]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """What was found in some bytes that were read at once.
+    """What was found in some bytes that were read at once. Offsets are those in the volume.
 
     Attributes:
         size: bytes.
-        runs: numbers of the runs of data that differ.
-        zeros: (offset, length) of ranges in the volume that are not zero and must be.
+        data: (offset, length) of each run of data that differs.
+        zeros: (offset, length) of ranges that are not zero and must be.
     """
 
     size: int
-    runs: tuple[int, ...] = ()
+    data: tuple[tuple[int, int], ...] = ()
     zeros: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def places(self) -> tuple[tuple[int, int], ...]:
+        """All that differs."""
+        return self.data + self.zeros
 
 
 class _Comparison:
-    """Compares a volume on a target with its map."""
+    """Compares a volume on a target with its map.
+
+    Attributes:
+        differs: for each part, which of its runs of data were found to differ.
+        at_ends: for each part, which of them lie at an end of the disk, in a `CompareVolume`.
+    """
 
     def __init__(
         self,
@@ -176,15 +190,17 @@ class _Comparison:
         stages: Stages,
     ) -> None:
         volumes: dict[str, Volume] = {volume.id: volume for _, volume in image.machine.volumes()}
-        self.runs = take_apart(image.map(step.volume), volumes[step.volume])
+        self._volume = volumes[step.volume]
         self._step = step
         self._image = image
         self._opened = opened
         self._stages = stages
         self._buffers = threading.local()
+        self.differs: list[NDArray[np.bool_]] = []
+        self.at_ends: list[NDArray[np.bool_]] = []
 
     def pieces(self, *, tolerant: bool = False) -> Generator[_Piece]:
-        """Yield what is found, in the order of the volume, data first.
+        """Yield what is found, in the order of the volume; of each part data first.
 
         Args:
             tolerant: take what can't be read for different.
@@ -193,15 +209,11 @@ class _Comparison:
             VerificationFailed: something can't be read.
         """
         self._opened.forget()
-        work = chain(
-            ((self._data, *piece) for piece in _segments(self.runs)),
-            ((self._zeros, *piece) for piece in _pieces(self.runs)),
-        )
         pending: deque[Future[_Piece]] = deque()
         with ThreadPoolExecutor(_readers(), thread_name_prefix="compare") as pool:
             try:
-                for compare, one, other in work:
-                    pending.append(pool.submit(compare, one, other, tolerant=tolerant))
+                for compare, one, other in self._work(tolerant=tolerant):
+                    pending.append(pool.submit(compare, one, other))
                     if len(pending) >= _AHEAD * _readers():
                         yield pending.popleft().result()
                 while pending:
@@ -210,18 +222,30 @@ class _Comparison:
                 for future in pending:
                     future.cancel()
 
-    def places(self, piece: _Piece) -> Iterator[tuple[int, int]]:
-        """Yield offset on the target and length of all that differs."""
-        for number in piece.runs:
-            offset, length = self.runs.data_offsets[number], self.runs.data_lengths[number]
-            yield self._step.offset + int(offset), int(length)
-        for start, length in piece.zeros:
-            yield self._step.offset + start, length
+    def _work(self, *, tolerant: bool) -> Iterator[tuple[Callable[[int, int], _Piece], int, int]]:
+        """Yield what threads shall call, and with what."""
+        for runs in each_part(self._image, self._volume):
+            differs = np.zeros(len(runs.data_offsets), dtype=np.bool_)
+            self.differs.append(differs)
+            if isinstance(self._step, CompareVolume):
+                self.at_ends.append(self._at_ends(runs, self._step))
+            compare = partial(self._data, runs, differs, tolerant)
+            yield from ((compare, *segment) for segment in _segments(runs))
+            clear = partial(self._zeros, tolerant)
+            yield from ((clear, *piece) for piece in _pieces(runs))
 
-    def _data(self, start: int, stop: int, *, tolerant: bool) -> _Piece:
+    def _at_ends(self, runs: Runs, step: CompareVolume) -> NDArray[np.bool_]:
+        head, tail = step.ends
+        starts = runs.data_offsets + np.uint64(step.offset)
+        is_behind: NDArray[np.bool_] = starts + runs.data_lengths > np.uint64(tail)
+        return is_behind | (starts < np.uint64(head))
+
+    def _data(
+        self, runs: Runs, differs: NDArray[np.bool_], tolerant: bool, start: int, stop: int
+    ) -> _Piece:
         """Compare the data runs from `start` to `stop`, which lie side by side; for a thread."""
-        offsets = self.runs.data_offsets[start:stop].tolist()
-        lengths = self.runs.data_lengths[start:stop].tolist()
+        offsets = runs.data_offsets[start:stop].tolist()
+        lengths = runs.data_lengths[start:stop].tolist()
         total = offsets[-1] + lengths[-1] - offsets[0]
         try:
             view = self._read(offsets[0], total)
@@ -229,23 +253,23 @@ class _Comparison:
             if not tolerant:
                 raise
             if stop - start == 1:
-                return _Piece(total, (start,))
-            alone = [self._data(run, run + 1, tolerant=True) for run in range(start, stop)]
-            return _Piece(total, tuple(run for piece in alone for run in piece.runs))
-        ids = self.runs.data_ids[start:stop].tobytes()
+                differs[start] = True
+                return _Piece(total, ((offsets[0], total),))
+            alone = [
+                self._data(runs, differs, tolerant, run, run + 1) for run in range(start, stop)
+            ]
+            return _Piece(total, tuple(place for piece in alone for place in piece.data))
+        ids = runs.data_ids[start:stop].tobytes()
+        found = []
         with self._stages.within(_COMPARE, total):
-            return _Piece(
-                total,
-                tuple(
-                    start + number
-                    for number, (offset, length) in enumerate(zip(offsets, lengths, strict=True))
-                    for position in [offset - offsets[0]]
-                    if self._image.identify(view[position : position + length])
-                    != ids[32 * number : 32 * number + 32]
-                ),
-            )
+            for number, (offset, length) in enumerate(zip(offsets, lengths, strict=True)):
+                piece = view[offset - offsets[0] : offset - offsets[0] + length]
+                if self._image.identify(piece) != ids[32 * number : 32 * number + 32]:
+                    differs[start + number] = True
+                    found.append((offset, length))
+        return _Piece(total, tuple(found))
 
-    def _zeros(self, offset: int, length: int, *, tolerant: bool) -> _Piece:
+    def _zeros(self, tolerant: bool, offset: int, length: int) -> _Piece:
         """Compare a range that must be zero; for a thread."""
         try:
             view = self._read(offset, length)

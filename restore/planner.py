@@ -14,7 +14,7 @@ from imager.layout.partition_table import Partition, TableKind
 from imager.units import MIB
 from restore.match import Match, describe
 from restore.plan import Plan
-from restore.runs import EDGE, Image, take_apart
+from restore.runs import EDGE, Image, each_part
 from restore.steps import (
     EFI_SUFFIXES,
     CheckTable,
@@ -186,7 +186,11 @@ def _check_layout(disk: Disk) -> None:
 
 
 def _write(image: Image, target: Target, volume: Volume, only_differences: bool) -> WriteVolume:
-    runs = take_apart(image.map(volume.id), volume)
+    data, zeros, cleared = 0, 0, 0
+    for runs in each_part(image, volume):
+        data += runs.data
+        zeros += int(runs.zeros[:, 1].sum())
+        cleared += int(runs.cleared[:, 1].sum())
     content = _ROLE_WORDS[volume.role]
     if volume.filesystem is not None:
         label = f' "{volume.filesystem.label}"' if volume.filesystem.label else ""
@@ -199,9 +203,9 @@ def _write(image: Image, target: Target, volume: Volume, only_differences: bool)
         content=content,
         offset=volume.offset,
         length=volume.length,
-        data=runs.data,
-        zeros=int(runs.zeros[:, 1].sum()),
-        cleared=int(runs.cleared[:, 1].sum()),
+        data=data,
+        zeros=zeros,
+        cleared=cleared,
         only_differences=only_differences,
     )
 

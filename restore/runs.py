@@ -2,11 +2,12 @@
 
 A volume map is a structured array of runs (`RUN`) in the order of the volume. Here it becomes
 plain arrays of offsets that the planner sums up, and that writing and verifying both follow: what
-is verified is by construction what was written.
+is verified is by construction what was written. It comes in parts, so that memory does not grow
+with the disks.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 import numpy as np
@@ -26,6 +27,8 @@ RUN: Final = np.dtype([("length", "<u8"), ("id", "V32")])
 # its header up to 4 MiB, Promise RAID 1.5 MiB before the end.
 EDGE: Final = 8 * MIB
 
+_PART: Final = 1 << 16  # runs that are taken apart at once, at least
+
 Offsets = NDArray[np.uint64]
 
 
@@ -36,8 +39,8 @@ class Image(Protocol):
     def machine(self) -> Machine:
         """The saved machine."""
 
-    def map(self, volume_id: str) -> NDArray[np.void]:
-        """Return the runs of a volume, of dtype `RUN`."""
+    def map_parts(self, volume_id: str) -> Iterator[NDArray[np.void]]:
+        """Yield the runs of a volume, of dtype `RUN`, in order, some at a time."""
 
     def deliver(self, ids: NDArray[np.void], take: Take, done: Report, stages: Stages) -> None:
         """Hand every chunk to `take`, verified; see `imager.repository.delivery`."""
@@ -51,9 +54,12 @@ class Image(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Runs:
-    """A volume map taken apart. Offsets are bytes from the start of the volume, ascending.
+    """A part of a volume map taken apart. Offsets are bytes from the start of the volume, ascending.
 
     Attributes:
+        start: first byte of the volume that this is about.
+        end: first byte behind.
+        first: how many runs from the image come before, in the volume.
         data_offsets: where each run from the image begins; shape (n,).
         data_lengths: bytes of each; shape (n,).
         data_ids: as four 64-bit words each; shape (n, 4).
@@ -61,6 +67,9 @@ class Runs:
         cleared: (offset, length) of free ranges near the ends, zeroed as well; shape (k, 2).
     """
 
+    start: int
+    end: int
+    first: int
     data_offsets: Offsets
     data_lengths: Offsets
     data_ids: Offsets
@@ -79,7 +88,8 @@ class Runs:
 
     def where(self, wanted: NDArray[np.bool_]) -> "Runs":
         """Return some of the runs of data, and nothing that is zeroed."""
-        return Runs(
+        return replace(
+            self,
             data_offsets=self.data_offsets[wanted],
             data_lengths=self.data_lengths[wanted],
             data_ids=self.data_ids[wanted],
@@ -88,22 +98,50 @@ class Runs:
         )
 
 
-def take_apart(runs: NDArray[np.void], volume: Volume) -> Runs:
-    """Return what to do with each byte of a volume.
+def each_part(image: Image, volume: Volume) -> Iterator[Runs]:
+    """Yield what to do with each byte of a volume, for some ten thousand runs at a time.
 
     Raises:
         ObjectDamaged: the runs do not add up to the volume.
     """
+    start, first = 0, 0
+    for runs in _joined(image.map_parts(volume.id)):
+        part = _take_apart(runs, start, first, volume)
+        start, first = part.end, first + len(part.data_offsets)
+        yield part
+    if start != volume.length:
+        raise ObjectDamaged(f"the map of {volume.id} does not cover its {volume.length} bytes")
+
+
+def _joined(parts: Iterator[NDArray[np.void]]) -> Iterator[NDArray[np.void]]:
+    """Yield larger parts: working on arrays pays with long ones."""
+    held: list[NDArray[np.void]] = []
+    for part in parts:
+        held.append(part)
+        if sum(map(len, held)) >= _PART:
+            yield np.concatenate(held)
+            held = []
+    if held:
+        yield np.concatenate(held)
+
+
+def _take_apart(runs: NDArray[np.void], start: int, first: int, volume: Volume) -> Runs:
     lengths = np.ascontiguousarray(runs["length"]).astype(np.uint64)
     # Summed as Python integers would be slow; in floats first, so that no overflow goes unseen.
-    if float(lengths.sum(dtype=np.float64)) > 2.0**62 or int(lengths.sum()) != volume.length:
+    if float(lengths.sum(dtype=np.float64)) > 2.0**62:
         raise ObjectDamaged(f"the map of {volume.id} does not cover its {volume.length} bytes")
     words = np.ascontiguousarray(runs["id"]).view("<u8").reshape(-1, 4)
-    offsets = np.cumsum(lengths, dtype=np.uint64) - lengths
+    offsets = np.cumsum(lengths, dtype=np.uint64) - lengths + np.uint64(start)
+    end = start + int(lengths.sum())
+    if end > volume.length:
+        raise ObjectDamaged(f"the map of {volume.id} does not cover its {volume.length} bytes")
     zero = (words == 0).all(axis=1)
     free = (words == np.uint64(2**64 - 1)).all(axis=1)
     data = ~(zero | free)
     return Runs(
+        start=start,
+        end=end,
+        first=first,
         data_offsets=offsets[data],
         data_lengths=lengths[data],
         data_ids=words[data],

@@ -24,7 +24,7 @@ from imager.repository.delivery import Report
 from imager.stages import Lane, Stages
 from imager.units import KIB, MIB
 from restore.device import OpenTarget
-from restore.runs import Image, Offsets, Runs, take_apart
+from restore.runs import Image, Offsets, Runs, each_part
 from restore.steps import Target, WriteVolume
 
 Advance = Callable[[int], None]
@@ -100,9 +100,9 @@ def write_volumes(
         ObjectDamaged, ObjectMissing: the repository can't give what the image names.
     """
     writer = _Writer(steps, image, opened, advance, stages)
-    heads: list[Runs] = []
-    writer.write(_but_heads(steps, _each_volume(writer, wanted), heads))
-    if any(len(runs.data_offsets) for runs in heads):
+    heads: list[tuple[int, Runs]] = []
+    writer.write(_but_heads(steps, _each_part(writer, wanted), heads))
+    if any(len(runs.data_offsets) for _, runs in heads):
         writer.flush()
         writer.write(heads)
     writer.flush()
@@ -123,10 +123,10 @@ class _Writer:
     def __post_init__(self) -> None:
         object.__setattr__(self, "written", [0] * len(self.steps))
 
-    def write(self, volumes: Iterable[Runs]) -> None:
-        """Write the data of volumes, one for each step."""
+    def write(self, parts: Iterable[tuple[int, Runs]]) -> None:
+        """Write the data of parts of volumes, given with the number of their step."""
         targets = [self.opened[step.target] for step in self.steps]
-        for window in _windows(self.steps, volumes):
+        for window in _windows(self.steps, parts):
             order, ids, firsts = _places(window)
             places = _Places(window, order, firsts, targets, self.steps, self.stages)
             self.image.deliver(ids, places.take, self.advance, self.stages)
@@ -270,41 +270,45 @@ def _side_by_side(
         yield step, start, parts
 
 
-def _each_volume(writer: _Writer, wanted: Wanted) -> Iterator[Runs]:
-    """Yield the runs of each step that are to be written, after its zeros are."""
+def _each_part(writer: _Writer, wanted: Wanted) -> Iterator[tuple[int, Runs]]:
+    """Yield what is to be written of each step, part by part, after its zeros are."""
     volumes = {volume.id: volume for _, volume in writer.image.machine.volumes()}
     for number, step in enumerate(writer.steps):
-        all_runs = take_apart(writer.image.map(step.volume), volumes[step.volume])
-        runs = wanted(step, all_runs)
-        if all_runs.size > runs.size:
-            writer.advance(all_runs.size - runs.size)
-        writer.zero(number, np.concatenate([runs.zeros, runs.cleared]))
-        yield runs
+        for part in each_part(writer.image, volumes[step.volume]):
+            runs = wanted(step, part)
+            if part.size > runs.size:
+                writer.advance(part.size - runs.size)
+            writer.zero(number, np.concatenate([runs.zeros, runs.cleared]))
+            yield number, runs
 
 
 def _but_heads(
-    steps: Sequence[WriteVolume], volumes: Iterable[Runs], heads: list[Runs]
-) -> Iterator[Runs]:
-    """Yield runs without those that disks without a table begin with; these go to `heads`."""
-    for step, runs in zip(steps, volumes, strict=True):
+    steps: Sequence[WriteVolume],
+    parts: Iterable[tuple[int, Runs]],
+    heads: list[tuple[int, Runs]],
+) -> Iterator[tuple[int, Runs]]:
+    """Yield parts without what disks without a table begin with; that goes to `heads`."""
+    for number, runs in parts:
         is_head = np.zeros(len(runs.data_offsets), dtype=np.bool_)
-        if step.role is VolumeRole.WHOLE_DISK:
+        if steps[number].role is VolumeRole.WHOLE_DISK and runs.start < _HEAD:
             is_head = runs.data_offsets < np.uint64(_HEAD)
-        heads.append(runs.where(is_head))
-        yield runs.where(~is_head)
+            heads.append((number, runs.where(is_head)))
+        yield number, runs.where(~is_head)
 
 
-def _windows(steps: Sequence[WriteVolume], volumes: Iterable[Runs]) -> Iterator[_Window]:
+def _windows(
+    steps: Sequence[WriteVolume], volumes: Iterable[tuple[int, Runs]]
+) -> Iterator[_Window]:
     parts: list[_Window] = []
     room = _WINDOW
-    for number, (step, runs) in enumerate(zip(steps, volumes, strict=True)):
+    for number, runs in volumes:
         start, count = 0, len(runs.data_offsets)
         while start < count:
             stop = min(start + room, count)
             parts.append(
                 _Window(
                     steps=np.full(stop - start, number, dtype=np.uint32),
-                    offsets=runs.data_offsets[start:stop] + np.uint64(step.offset),
+                    offsets=runs.data_offsets[start:stop] + np.uint64(steps[number].offset),
                     lengths=runs.data_lengths[start:stop],
                     ids=runs.data_ids[start:stop],
                 )

@@ -120,7 +120,11 @@ class MapReader:
         self._identifier = Identifier(keys.map_id_key)
 
     def read(self, summary: Summary, volume_id: str) -> volume_map.Runs:
-        """Return the map of a volume, dtype `volume_map.RUN`.
+        """Return the map of a volume, all of it in memory; see `read_parts`."""
+        return np.concatenate(list(self.read_parts(summary, volume_id)))
+
+    def read_parts(self, summary: Summary, volume_id: str) -> Iterator[volume_map.Runs]:
+        """Yield the map of a volume, dtype `volume_map.RUN`, in parts of a few thousand runs.
 
         Raises:
             ObjectMissing: a node is nowhere, or the volume is not in the image.
@@ -128,7 +132,7 @@ class MapReader:
         """
         for volume in summary.volumes:
             if volume.id == volume_id:
-                return volume_map.read_tree(volume.map_root, volume.length, self.load, volume_id)
+                return volume_map.read_parts(volume.map_root, volume.length, self.load, volume_id)
         raise ObjectMissing(f"the image has no volume {volume_id}")
 
     def load(self, identity: bytes) -> bytes:
@@ -212,8 +216,12 @@ class OpenImage:
 
     def map(self, volume_id: str) -> volume_map.Runs:
         """Return the map of a volume; see `MapReader.read`. Errors name the image."""
+        return np.concatenate(list(self.map_parts(volume_id)))
+
+    def map_parts(self, volume_id: str) -> Iterator[volume_map.Runs]:
+        """Yield the map of a volume; see `MapReader.read_parts`. Errors name the image."""
         with self._touched():
-            return self._maps.read(self.summary, volume_id)
+            yield from self._maps.read_parts(self.summary, volume_id)
 
     def identify(self, data: bytes | bytearray | memoryview) -> bytes:
         """Return the chunk id of a plaintext, to compare what was read back."""
@@ -231,14 +239,16 @@ class OpenImage:
         """
         lost = self._repository.lost_packs(self._index)
         for volume in self.summary.volumes:
-            ids = volume_map.chunk_ids(self.map(volume.id))
-            with self._touched():
-                self._check_volume(volume.id, ids, lost)
+            for part in self.map_parts(volume.id):
+                with self._touched():
+                    self._check_part(volume.id, volume_map.chunk_ids(part), lost)
 
-    def _check_volume(self, volume: str, ids: Ids, lost: set[str]) -> None:
+    def _check_part(self, volume: str, ids: Ids, lost: set[str]) -> None:
         absent = self._index.absent(ids)
         if absent:
-            raise ObjectMissing(f"{len(absent)} chunks of {volume} are in no pack")
+            raise ObjectMissing(
+                f"chunks of {volume} are in no pack, {absent[0].hex()[:16]} among them"
+            )
         if not lost:
             return
         for row in ids:

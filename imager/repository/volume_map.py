@@ -148,7 +148,14 @@ def _split(current: Runs) -> list[Runs]:
 
 
 def read_tree(root: Root, length: int, load: Callable[[bytes], bytes], what: str) -> Runs:
-    """Return the map below a root.
+    """Return the map below a root, all of it in memory; see `read_parts`."""
+    return np.concatenate(list(read_parts(root, length, load, what)))
+
+
+def read_parts(
+    root: Root, length: int, load: Callable[[bytes], bytes], what: str
+) -> Iterator[Runs]:
+    """Yield the map below a root in parts of at most `MOST_RUNS` runs, in the order of the volume.
 
     Args:
         root: from an image's summary.
@@ -161,25 +168,18 @@ def read_tree(root: Root, length: int, load: Callable[[bytes], bytes], what: str
     """
     if not 0 <= root.level <= MOST_LEVEL:
         raise ObjectDamaged(f"the map of {what} has impossible depth {root.level}")
-    pieces: list[Runs] = []
-    _read_node(root.id, root.level, length, load, pieces, what)
-    return np.concatenate(pieces)
+    return _read_node(root.id, root.level, length, load, what)
 
 
 def _read_node(
-    identity: bytes,
-    level: int,
-    length: int,
-    load: Callable[[bytes], bytes],
-    pieces: list[Runs],
-    what: str,
-) -> None:
+    identity: bytes, level: int, length: int, load: Callable[[bytes], bytes], what: str
+) -> Iterator[Runs]:
     found = decode_node(load(identity), level, length, what)
     if level == 0:
-        pieces.append(found)
+        yield found
         return
     for child_length, child in zip(found["length"], found["id"], strict=True):
-        _read_node(child.tobytes(), level - 1, int(child_length), load, pieces, what)
+        yield from _read_node(child.tobytes(), level - 1, int(child_length), load, what)
 
 
 def decode_node(node: bytes, level: int, length: int, what: str) -> Runs:

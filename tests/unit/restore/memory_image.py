@@ -29,8 +29,9 @@ class MemoryImage:
     store: dict[bytes, bytes]
     asked: list[int] = field(default_factory=list)
 
-    def map(self, volume_id: str) -> np.ndarray:
-        return np.array(self.runs[volume_id], dtype=RUN)
+    def map_parts(self, volume_id: str) -> Iterator[np.ndarray]:
+        runs = np.array(self.runs[volume_id], dtype=RUN)
+        yield from np.array_split(runs, range(3, len(runs), 3))
 
     def lanes(self, taking: Sequence[str]) -> tuple[Lane, ...]:
         return (Lane("open", 1, ("fetch", "open", *taking)),)

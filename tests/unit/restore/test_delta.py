@@ -12,7 +12,7 @@ from memory_image import MemoryImage, disk, image_of, machine
 from restoring import expected, plan_for, two_parts
 
 from imager.errors import ObjectDamaged, VerificationFailed, WriteFailed
-from restore import comparison
+from restore import comparison, runs
 from restore.device import OpenTarget
 from restore.execute import Outcome, execute
 from restore.planner import Wishes
@@ -292,6 +292,7 @@ def test_any_damage_is_repaired(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(comparison, "_SEGMENT", segment * BLOCK)
+    monkeypatch.setattr(runs, "_PART", segment)
     content: list[bytes | tuple[str, int]] = [
         (what, blocks * BLOCK)
         if isinstance(what, str)

@@ -13,7 +13,7 @@ from memory_image import MemoryImage, disk, identify, image_of, machine
 from restoring import expected, plan_for, two_parts
 
 from imager.errors import ObjectDamaged, TargetError, VerificationFailed
-from restore import comparison, device, transfer
+from restore import comparison, device, runs, transfer
 from restore import execute as execution
 from restore.execute import Outcome, execute
 from restore.plan import Plan
@@ -117,6 +117,7 @@ def test_any_map_is_restored_and_verified(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(comparison, "_SEGMENT", segment * 4096)
+    monkeypatch.setattr(runs, "_PART", segment)
     content: list[bytes | tuple[str, int]] = [
         (what, blocks * 4096) if isinstance(what, str) else bytes([what + 1]) * (blocks * 4096)
         for what, blocks in parts
