@@ -1,6 +1,6 @@
 """Volume maps: which chunk lies where, as a tree of shared nodes (FORMAT.md section 6)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
