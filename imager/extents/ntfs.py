@@ -46,7 +46,8 @@ _RESERVED: Final = 24  # records below this may be marked without being in use
 _BAD_STREAM: Final = "$Bad"
 _HIBERNATION: Final = "hiberfil.sys"
 _AWAKE: Final = (bytes(4), b"wake", b"WAKE")
-_HARMLESS: Final = 0x8000 | 0x0008  # volume flags: chkdsk changed it once, NT 4 mounted it once
+# Volume flags: chkdsk changed it once, Windows 10 and later have mounted it, NT 4 has.
+_HARMLESS: Final = 0x8000 | 0x0080 | 0x0008
 
 _PAGE: Final = 4096  # of the log's restart areas
 _NO_CLIENT: Final = 0xFFFF
@@ -200,7 +201,7 @@ class _Ntfs:
         states = [_restart(page) for page in pages]
         major, client, flags = max(state for state in states)[1:]
         if major > _LAST_LOG_VERSION:
-            raise UncertainMapError("Windows was not shut down fully (fast startup)")
+            raise UncertainMapError("Windows has not let go of it (fast startup, or a crash)")
         if client != _NO_CLIENT and not flags & _LOG_CLEAN:
             raise UncertainMapError("the log waits to be replayed (it was not unmounted cleanly)")
 

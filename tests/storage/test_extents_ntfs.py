@@ -179,7 +179,8 @@ INFORMATION = b"\x70\x00\x00\x00\x28\x00\x00\x00\x00"
         (b"\x03\x01\x00\x40", "has work to do"),
         (b"\x01\x02\x00\x00", "NTFS 1.2"),
         (b"\x04\x00\x00\x00", "NTFS 4.0"),
-        (b"\x03\x01\x00\x80", None),
+        (b"\x03\x01\x80\x80", None),
+        (b"\x03\x01\x40\x00", "has work to do"),
     ],
 )
 def test_state_of_the_volume(one: Path, data: bytes, why: str | None) -> None:
