@@ -44,7 +44,15 @@ def make_exfat(disk: Path, options: tuple[str, ...]) -> None:
     image.unlink()
 
 
-@pytest.fixture(scope="module", params=VARIANTS)
+FAST = ("512", "32k", "packed")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(name, marks=[] if name in FAST else [pytest.mark.slow]) for name in VARIANTS
+    ],
+)
 def disk(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp(request.param) / "disk.img"
     make_exfat(path, VARIANTS[request.param])
