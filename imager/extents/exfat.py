@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from imager import blockdev
 from imager.extents.exfat_entries import Allocation, Kind, parse_directory
-from imager.extents.extents import Extents, UncertainMapError, merged
+from imager.extents.extents import Extents, UncertainMapError, merged, set_ranges
 from imager.units import MIB
 
 # partition offset, sectors; FAT (place, sectors), heap (place, clusters), root cluster, serial;
@@ -40,7 +40,7 @@ _FIRST: Final = 2  # number of the first cluster
 _MEDIA: Final = 0xFFFFFFF8
 _BAD: Final = 0xFFFFFFF7
 _END: Final = 0xFFFFFFFF
-_LARGEST_FAT: Final = 256 * MIB  # it is held in memory
+_LARGEST_FAT: Final = 128 * MIB  # it is held in memory
 _LARGEST_DIRECTORY: Final = 256 * MIB  # by the specification
 
 
@@ -63,11 +63,11 @@ def read(fd: int, offset: int, length: int) -> Extents:
     geometry = _geometry(fd, offset, length)
     walk = _Walk(fd, offset, geometry)
     is_used = walk.confirmed()
-    steps = np.diff(np.concatenate([[0], is_used.view(np.int8), [0]]))
+    first, last = set_ranges(is_used)
     cluster, heap = geometry.cluster, geometry.heap_offset
     behind = heap + geometry.clusters * cluster
-    starts = np.concatenate([[0], heap + np.flatnonzero(steps > 0) * cluster, [behind]])
-    ends = np.concatenate([[heap], heap + np.flatnonzero(steps < 0) * cluster, [length]])
+    starts = np.concatenate([[0], heap + first * cluster, [behind]])
+    ends = np.concatenate([[heap], heap + last * cluster, [length]])
     return Extents(merged(starts, ends), "exFAT allocation bitmap", None, cluster)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Ranges = NDArray[np.uint64]
+Indexes = NDArray[np.intp]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,6 +80,17 @@ def merged(starts: NDArray[np.integer], ends: NDArray[np.integer]) -> Ranges:
     firsts = starts[is_first]
     lasts = np.concatenate([reached[:-1][is_first[1:]], reached[-1:]])
     return np.column_stack([firsts, lasts - firsts]).astype(np.uint64)
+
+
+def set_ranges(bits: NDArray[np.bool_] | NDArray[np.uint8]) -> tuple[Indexes, Indexes]:
+    """Return where each run of set bits (one in each element) starts, and what is behind it.
+
+    Takes three bytes for each bit meanwhile: large bitmaps come in pieces.
+    """
+    framed = np.zeros(bits.size + 2, dtype=np.int8)
+    framed[1:-1] = bits
+    steps = np.diff(framed)
+    return np.flatnonzero(steps > 0), np.flatnonzero(steps < 0)
 
 
 def complement(starts: NDArray[np.integer], ends: NDArray[np.integer], length: int) -> Ranges:

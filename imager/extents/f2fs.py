@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imager import blockdev
-from imager.extents.extents import Extents, UncertainMapError, merged
+from imager.extents.extents import Extents, UncertainMapError, merged, set_ranges
 from imager.extents.f2fs_nodes import Owned, Referred, read_nodes
 
 BLOCK: Final = 4096
@@ -67,8 +67,12 @@ _NAT_CHANGE: Final = np.dtype([("number", "<u4"), ("entry", _NAT)])
 _JOURNAL: Final = 507  # bytes
 _JOURNAL_AT: Final = 512 * 7  # behind the entries of a summary block
 _SUMMARIES: Final = 6
-_POPULATION: Final = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(axis=1)
+_POPULATION: Final = (
+    np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(axis=1).astype(np.uint8)
+)
 _COLD: Final = 2
+
+_PIECE: Final = 1 << 20  # bytes of bits that are looked at in one go
 
 Bits = NDArray[np.uint8]
 
@@ -123,13 +127,14 @@ def read(fd: int, offset: int, length: int) -> Extents:
         )
     valid = _valid_blocks(reader, superblock, newest)
     _confirm(reader, superblock, newest, valid)
-    bits = np.unpackbits(valid)
-    steps = np.diff(np.concatenate([[0], bits.view(np.int8), [0]]))
-    starts = superblock.main + np.flatnonzero(steps > 0)
-    ends = superblock.main + np.flatnonzero(steps < 0)
+    behind = -(-length // BLOCK)
+    starts, ends = [np.array([0, superblock.end])], [np.array([superblock.main, behind])]
+    for position in range(0, valid.size, _PIECE):
+        first, last = set_ranges(np.unpackbits(valid[position : position + _PIECE]))
+        starts.append(superblock.main + position * 8 + first)
+        ends.append(superblock.main + position * 8 + last)
     ranges = merged(
-        np.concatenate([[0], starts * BLOCK, [superblock.end * BLOCK]]),
-        np.concatenate([[superblock.main * BLOCK], ends * BLOCK, [length]]),
+        np.concatenate(starts) * BLOCK, np.minimum(np.concatenate(ends) * BLOCK, length)
     )
     return Extents(ranges, "F2FS segment table", None, BLOCK)
 
@@ -279,7 +284,9 @@ def _valid_blocks(reader: _Reader, superblock: _Superblock, checkpoint: _Checkpo
         table[change["number"]] = change["entry"]
     table = table[: superblock.segments]
     valid: Bits = np.ascontiguousarray(table["map"]).reshape(-1)
-    if np.any(_POPULATION[valid].reshape(-1, 64).sum(axis=1) != table["count"] & _COUNT):
+    if np.any(
+        _POPULATION[valid].reshape(-1, 64).sum(axis=1, dtype=np.int64) != table["count"] & _COUNT
+    ):
         raise UncertainMapError("the blocks of a segment do not add up to its count")
     return valid
 
@@ -324,6 +331,6 @@ def _confirm(
     referred: Referred = read_nodes(nodes[order], reader.blocks, superblock.features, owned)
     if not np.array_equal(owned.bits, valid):
         raise UncertainMapError("segment table and nodes disagree about the used blocks")
-    total = int(_POPULATION[valid].sum())
+    total = int(_POPULATION[valid].sum(dtype=np.int64))
     if not total <= checkpoint.valid <= total + referred.reserved:
         raise UncertainMapError("segment table and checkpoint disagree about the used blocks")

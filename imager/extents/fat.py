@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imager import blockdev
-from imager.extents.extents import Extents, UncertainMapError, merged
+from imager.extents.extents import Extents, UncertainMapError, merged, set_ranges
 from imager.extents.fat_directory import check_directories
 
 # bytes per sector, sectors per cluster, reserved sectors, tables, root entries, sectors (16 bit),
@@ -209,9 +209,9 @@ def _check_count(info: bytes, free: int) -> None:
 
 
 def _ranges(is_used: NDArray[np.bool_], geometry: _Geometry, length: int) -> NDArray[np.uint64]:
-    steps = np.diff(np.concatenate([[0], is_used.astype(np.int8), [0]]))
-    starts = geometry.data_offset + np.flatnonzero(steps > 0) * geometry.cluster
-    ends = geometry.data_offset + np.flatnonzero(steps < 0) * geometry.cluster
+    first, last = set_ranges(is_used)
+    starts = geometry.data_offset + first * geometry.cluster
+    ends = geometry.data_offset + last * geometry.cluster
     behind = geometry.data_offset + geometry.clusters * geometry.cluster
     return merged(
         np.concatenate([[0], starts, [behind]]),

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from imager import blockdev
 from imager.extents import ntfs_records
-from imager.extents.extents import Extents, UncertainMapError, merged
+from imager.extents.extents import Extents, UncertainMapError, merged, set_ranges
 from imager.extents.ntfs_records import (
     Attribute,
     Runs,
@@ -222,10 +222,9 @@ class _Ntfs:
         for position in range(0, size, _BITMAP_PIECE):
             piece = self._read(bitmap, position, min(_BITMAP_PIECE, size - position))
             bits = np.unpackbits(np.frombuffer(piece, dtype=np.uint8), bitorder="little")
-            bits = bits[: self.boot.clusters - position * 8]
-            steps = np.diff(np.concatenate([[0], bits.view(np.int8), [0]]))
-            starts.append(position * 8 + np.flatnonzero(steps > 0))
-            ends.append(position * 8 + np.flatnonzero(steps < 0))
+            first, last = set_ranges(bits[: self.boot.clusters - position * 8])
+            starts.append(position * 8 + first)
+            ends.append(position * 8 + last)
         ranges = merged(np.concatenate(starts), np.concatenate(ends)).astype(np.int64)
         return ranges[:, 0], ranges[:, 0] + ranges[:, 1]
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imager.extents.extents import UncertainMapError, complement, merged, whole
+from imager.extents.extents import UncertainMapError, complement, merged, set_ranges, whole
 
 pairs = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60)), max_size=12)
 
@@ -57,3 +57,13 @@ def test_whole() -> None:
     assert whole(17, "why").reason == "why"
     assert whole(0).ranges.shape == (0, 2)
     assert whole(0).total == 0
+
+
+@given(st.lists(st.booleans(), max_size=40))
+def test_set_ranges(bits: list[bool]) -> None:
+    starts, ends = set_ranges(np.array(bits, dtype=np.bool_))
+    rows = list(zip(starts.tolist(), ends.tolist(), strict=True))
+    assert all(first < last for first, last in rows)
+    assert all(last < first for (_, last), (first, _) in itertools.pairwise(rows))
+    found = {index for first, last in rows for index in range(first, last)}
+    assert found == {index for index, bit in enumerate(bits) if bit}
