@@ -462,3 +462,23 @@ def test_no_single_wrong_byte_makes_the_map_smaller(lived: Path) -> None:
         assert covers(found, right), f"byte {place - START} of the volume"
         outcomes.add(found.method)
     assert "whole" in outcomes
+
+
+def test_no_wrong_bytes_under_a_right_checksum_make_the_map_smaller(lived: Path) -> None:
+    """A few bytes at once, in what matters most: headers, keys, and the ends of leaves."""
+    volume, right = map_of(lived)
+    rng = random.Random(29)
+    blocks = [place for tree in TREES.values() for place in leaves(lived, tree)]
+    blocks += [START + 64 * KIB] * 20
+    outcomes = set()
+    for turn in range(300):
+        place = rng.choice(blocks)
+        false = bytearray(block(lived, place))
+        for _ in range(rng.randrange(1, 4)):
+            at = rng.choice([rng.randrange(32, 400), rng.randrange(32, 4096)])
+            false[at] = rng.choice([0, 1, 0x7F, 0x80, 0xFF, rng.randrange(256)])
+        with Patch(lived, place, summed(bytes(false))):
+            found = used(lived, volume)
+        assert covers(found, right), f"turn {turn}"
+        outcomes.add(found.method)
+    assert outcomes == {"whole", METHOD}

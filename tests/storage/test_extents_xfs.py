@@ -451,3 +451,25 @@ def test_no_single_wrong_byte_makes_the_map_smaller(kind: str, lived: dict[str, 
         assert covers(found, right), f"byte {place - START} of the volume"
         outcomes.add(found.method)
     assert "whole" in outcomes
+
+
+@pytest.mark.parametrize("kind", ["rmap", "summed", "v4"])
+def test_no_wrong_bytes_under_a_right_checksum_make_the_map_smaller(
+    kind: str, lived: dict[str, Path]
+) -> None:
+    disk = lived[kind]
+    volume, right = map_of(disk)
+    rng = random.Random(31)
+    blocks = [(START + 512 * sector, 512, crc) for sector, crc in enumerate((224, 216, 312, 32))]
+    blocks += [(leaf(disk, tree)[0], 1024, 52) for tree in (0, 1)]
+    for turn in range(200):
+        place, size, crc_at = rng.choice(blocks)
+        with disk.open("rb") as file:
+            false = bytearray(os.pread(file.fileno(), size, place))
+        for _ in range(rng.randrange(1, 3)):
+            false[rng.randrange(280 if size == 512 else size)] = rng.choice(
+                [0, 1, 0x7F, 0x80, 0xFF, rng.randrange(256)]
+            )
+        with Patch(disk, place, bytes(false) if kind == "v4" else summed(bytes(false), crc_at)):
+            found = used(disk, volume)
+        assert covers(found, right), f"turn {turn}"
