@@ -35,7 +35,7 @@ torture: setup
 	$(BIN)/python -m tests.torture
 
 # remetal beside restic, borg, partclone, casync, qemu-img and fsarchiver, and beside the limit of its parts, on disks of
-# 8 GiB made of this machine's files; an hour or two, 70 GB below .cache/. Results in .cache/bench/report.md.
+# 8 GiB made of this machine's files; an hour or two, 50 GiB below .cache/. Results in .cache/bench/report.md.
 # SCALE=0.1 PAIRS=1 is a short run; ONLY=full,restore and TOOLS=limit,remetal,restic measure less.
 ONLY ?=
 TOOLS ?=

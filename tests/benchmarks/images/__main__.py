@@ -1,6 +1,6 @@
 """remetal beside its peers and beside the limit of its parts, in one run on the same disks.
 
-As root, since filesystems are mounted. Needs about 70 GB below --folder at full scale, and, at its end, writes
+As root, since filesystems are mounted. Needs about 50 GiB below --folder at full scale, and, at its end, writes
 report.md, report.json, tools.svg and scaling.svg (and both as PNG) there. The exit code is 1 when a bound is not
 met, 2 when a tool failed or restored other files than it was given.
 
@@ -9,6 +9,7 @@ met, 2 when a tool failed or restored other files than it was given.
 
 import argparse
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
+from imager.units import GIB, format_size
 from tests.benchmarks.images import large, report
 from tests.benchmarks.images.corpus import build, machine_folders
 from tests.benchmarks.images.measure import WentWrongError
@@ -26,6 +28,7 @@ from tests.benchmarks.images.tools import TOOLS
 
 PAIRS: Final = 2
 FOLDER: Final = Path(".cache/bench")
+ROOM: Final = 50 * GIB  # at full scale
 NAMES: Final = (LIMIT, *TOOLS)
 
 
@@ -96,6 +99,11 @@ def main() -> int:
     options = parser.parse_args()
     if os.geteuid() != 0:
         parser.error("filesystems are mounted: this needs root")
+    options.folder.mkdir(parents=True, exist_ok=True)
+    if shutil.disk_usage(options.folder).free < options.scale * ROOM:
+        parser.error(
+            f"{options.folder} has not the {format_size(int(options.scale * ROOM))} needed"
+        )
     os.environ["PATH"] = f"{(options.folder / 'peers' / 'bin').resolve()}:{os.environ['PATH']}"
     began = time.monotonic()
 
