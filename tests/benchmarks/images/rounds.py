@@ -1,5 +1,6 @@
 """Every tool does every operation, in turns: round by round, operation by operation, tool by tool."""
 
+import errno
 import json
 import os
 import random
@@ -171,7 +172,7 @@ class Rounds:
             source = stack.enter_context(device_of(image)) if tool.needs_device else image
             name = "other" if is_other else operation.value
             command = tool.capture(folder, source, name)
-            warm([source])
+            warm([image])
             measured = self._measure(command)
         stored = stored_bytes(folder) - before
         if is_other:
@@ -260,7 +261,7 @@ class Rounds:
 
 
 def warm(paths: Iterable[Path]) -> None:
-    """Read files or devices, but for their holes, so that they lie in the page cache."""
+    """Read files, but for their holes, so that they lie in the page cache."""
     buffer = bytearray(4 * MIB)
     for path in paths:
         with path.open("rb", buffering=0) as file:
@@ -295,8 +296,10 @@ def _data_of(descriptor: int) -> Iterable[tuple[int, int]]:
     while end < size:
         try:
             start = os.lseek(descriptor, end, os.SEEK_DATA)
-        except OSError:  # only a hole is left
-            return
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            return  # only a hole is left
         end = os.lseek(descriptor, start, os.SEEK_HOLE)
         yield start, end
 
