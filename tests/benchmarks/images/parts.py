@@ -26,15 +26,15 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from numpy.typing import NDArray
 
 from imager import blockdev
-from imager.capture.chunker import PieceKind
-from imager.capture.planner import plan
-from imager.capture.reader import read_extent
+from imager.capture.chunker import Chunker, PieceKind
+from imager.capture.planner import VolumePlan, plan
 from imager.capture.source import open_sources
 from imager.units import MIB
 from tests.benchmarks.images.measure import Command, Measured
 
 # Read at once; what is read is hashed and compressed while it is in the cache of the processor.
 _SEGMENT: Final = MIB
+_CUT_AT_ONCE: Final = 8 * MIB
 _KEY: Final = bytes(range(32))
 _NONCE: Final = bytes(12)
 _TAG: Final = 16
@@ -61,24 +61,32 @@ def prepare(image: Path, folder: Path, level: int) -> None:
     with open_sources([image]) as sources, (folder / "store").open("wb") as store:
         for volume in plan(sources, "parts").volumes:
             with blockdev.open_disk(volume.path) as descriptor:
-                for offset, length in volume.extents.ranges.tolist():
-                    base = volume.volume.offset
-                    for batch in read_extent(descriptor, base, offset, length, _KEY):
-                        for piece in batch.pieces:
-                            if piece.kind is not PieceKind.DATA:
-                                continue
-                            data = batch.data[piece.start : piece.end]
-                            identity = blake3(data, key=_KEY).digest()
-                            is_first = identity not in seen
-                            if is_first:
-                                sealed = aead.encrypt(_NONCE, compressor.compress(data), None)
-                                store.write(sealed)
-                                seen[identity] = (end, len(sealed))
-                                end += len(sealed)
-                            place = base + batch.offset + piece.start
-                            rows.append((place, len(data), is_first, *seen[identity]))
+                for place, data in _chunks(descriptor, volume):
+                    identity = blake3(data, key=_KEY).digest()
+                    is_first = identity not in seen
+                    if is_first:
+                        sealed = aead.encrypt(_NONCE, compressor.compress(data), None)
+                        store.write(sealed)
+                        seen[identity] = (end, len(sealed))
+                        end += len(sealed)
+                    rows.append((place, len(data), is_first, *seen[identity]))
     chunks = np.array(rows, dtype=CHUNK)
     np.savez(folder / "chunks.npz", chunks=chunks, size=image.stat().st_size)
+
+
+def _chunks(descriptor: int, planned: VolumePlan) -> Iterator[tuple[int, memoryview]]:
+    """Yield the chunks of a volume, each with its place on the disk."""
+    for offset, length in planned.extents.ranges.tolist():
+        chunker, place = Chunker(_KEY), planned.volume.offset + offset
+        end = place + length
+        while place < end:
+            buffer = memoryview(bytearray(min(_CUT_AT_ONCE, end - place)))
+            blockdev.read_into(descriptor, place, buffer)
+            pieces, covered = chunker.cut(buffer, final=place + len(buffer) == end)
+            for piece in pieces:
+                if piece.kind is PieceKind.DATA:
+                    yield place + piece.start, buffer[piece.start : piece.end]
+            place += covered
 
 
 class Parts:
