@@ -89,7 +89,7 @@ class Remetal:
             (
                 (
                     *self._words("restore", str(folder / "repository"), name),
-                    *("--map", f"disk0={target}", "--yes", "--no-verify", "--json", "--quiet"),
+                    *("--map", f"disk0={target}", "--yes", "--json", "--quiet"),
                     *("--recovery-key", str(folder / "keys" / "recovery.key")),
                     *("--passphrase-file", str(folder / "phrase")),
                     *("--log", str(folder / "restore.log"), *options),
