@@ -226,14 +226,14 @@ def test_superblock(one: Path, offset: int, data: bytes, why: str) -> None:
 
 
 def test_segment_table(one: Path) -> None:
-    """A used block that is said to be free, with a count that fits, or without."""
+    """A used block that is said to be free: alone, with its count, or with another one instead."""
     areas = Areas(one)
     volume, right = map_of(one)
     copy = areas.sit_segments // 2 * 512 * BLOCK
     reasons = set()
     for segment in range(30):
         at = segment // 55 * BLOCK + segment % 55 * 74
-        for change_count in (False, True):
+        for how in ("alone", "counted", "moved"):
             with ExitStack() as stack:
                 for place in (areas.sit + at, areas.sit + copy + at):
                     entry = bytearray(read(one, place, 74))
@@ -241,7 +241,10 @@ def test_segment_table(one: Path) -> None:
                     if index is None:
                         continue
                     entry[index] &= entry[index] - 1
-                    if change_count:
+                    if how == "moved":
+                        free = next(index for index in range(2, 66) if entry[index] != 0xFF)
+                        entry[free] |= entry[free] + 1 & 0xFF
+                    if how == "counted":
                         count = int.from_bytes(entry[:2], "little") - 1
                         entry[:2] = count.to_bytes(2, "little")
                     stack.enter_context(Patch(one, place, bytes(entry)))
