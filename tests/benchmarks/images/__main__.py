@@ -90,10 +90,9 @@ def main() -> int:
         prog="bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parts = (*Operation, *Extra)
-    usual = [part for part in parts if part is not Operation.DELTA]
     parser.add_argument("--scale", type=float, default=1.0, help="share of 8 GiB")
     parser.add_argument("--pairs", type=int, default=PAIRS, help="rounds; medians are shown")
-    parser.add_argument("--only", type=_some(parts), default=usual, help=", ".join(parts))
+    parser.add_argument("--only", type=_some(parts), default=parts, help=", ".join(parts))
     parser.add_argument("--tools", type=_some(NAMES), default=NAMES, help=", ".join(NAMES))
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where all of it lies")
     options = parser.parse_args()
