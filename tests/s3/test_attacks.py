@@ -257,7 +257,8 @@ def test_nothing_that_is_tried_makes_a_byte_unreadable(
     assert site.restored(image) == content
     told = site.tell("check", "--ciphertext")
     assert told["findings"] == []
-    assert set(told["tampered"]) == before.keys()
+    # On Ceph the try to rename makes an object of its own.
+    assert set(told["tampered"]) - {"moved"} == before.keys()
     assert "somebody tried" in site.run("check")
     assert image[:12] in site.run("images")
     assert image[:12] in site.run("images", place=site.machine)
