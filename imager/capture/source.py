@@ -43,6 +43,7 @@ _FOREIGN: Final = {
 # Whoever wants to write to an image tests byte 200 + 1 for a lock of those who do not share
 # writing (QEMU, block/file-posix.c): holding it keeps a virtual machine from starting meanwhile.
 _QEMU_NO_WRITERS: Final = 201
+_BLKFLSBUF: Final = 0x1261  # <linux/fs.h>
 _FLOCK: Final = struct.Struct("hhqqi4x")
 _DAEMON: Final = "qemu-storage-daemon"
 _NOT_FOUND: Final = 127  # setpriv's exit code when there is no such program
@@ -114,6 +115,7 @@ def open_source(path: Path) -> Iterator[ProbeSource]:
     with ExitStack() as stack:
         fd = stack.enter_context(blockdev.open_disk(disk.path))
         if disk.is_device:
+            _drop_cache(fd, disk.path)
             if not disk.usage:
                 stack.enter_context(_claimed(disk.path))
             yield ProbeSource(
@@ -134,6 +136,20 @@ def open_source(path: Path) -> Iterator[ProbeSource]:
             _lock(fd, path)
             raw, identity = disk.path, disk.identity
         yield ProbeSource(raw, str(path.absolute()), identity, of_this_machine=False)
+
+
+def _drop_cache(fd: int, device: Path) -> None:
+    """Let reads come from the disk itself.
+
+    The kernel caches a disk and each partition apart. While a partition is mounted, read-only too,
+    what was read of the disk earlier stays, and would hide what was written to another partition.
+    """
+    try:
+        fcntl.ioctl(fd, _BLKFLSBUF)
+    except OSError as error:
+        raise SourceError(
+            f"{device} may be read from an old cache: {error.strerror}", hint="Run this as root."
+        ) from error
 
 
 def _is_optical(disk: BlockDisk) -> bool:

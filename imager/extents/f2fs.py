@@ -67,6 +67,11 @@ _NAT_CHANGE: Final = np.dtype([("number", "<u4"), ("entry", _NAT)])
 _JOURNAL: Final = 507  # bytes
 _JOURNAL_AT: Final = 512 * 7  # behind the entries of a summary block
 _SUMMARIES: Final = 6
+# Where the log of warm nodes goes on, in a checkpoint; and its version, in the end of a node.
+_WARM_SEGMENT_AT: Final = 40
+_WARM_BLOCK_AT: Final = 70
+_NODE_VERSION_AT: Final = 4084
+_LOWER_HALF: Final = 0xFFFFFFFF
 _POPULATION: Final = (
     np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(axis=1).astype(np.uint8)
 )
@@ -100,6 +105,7 @@ class _Checkpoint:
     version: int
     valid: int
     nodes: int
+    next_node: int
     flags: int
     blocks: int
     summaries: int
@@ -125,6 +131,7 @@ def read(fd: int, offset: int, length: int) -> Extents:
         raise UncertainMapError(
             f"it was not unmounted cleanly, or a check is due (checkpoint flags {newest.flags:#x})"
         )
+    _check_roll_forward(reader, superblock, newest)
     valid = _valid_blocks(reader, superblock, newest)
     _confirm(reader, superblock, newest, valid)
     behind = -(-length // BLOCK)
@@ -239,7 +246,36 @@ def _checkpoint(reader: _Reader, superblock: _Superblock, address: int) -> _Chec
         np.unpackbits(np.frombuffer(head[at : at + size], dtype=np.uint8))
         for at, size in ((sit_at, sit_size), (nat_at, nat_size))
     ]
-    return _Checkpoint(address, version, valid, nodes, flags, blocks, summaries, maps[0], maps[1])
+    (segment,) = struct.unpack_from("<I", head, _WARM_SEGMENT_AT)
+    (block_in_segment,) = struct.unpack_from("<H", head, _WARM_BLOCK_AT)
+    return _Checkpoint(
+        address=address,
+        version=version,
+        valid=valid,
+        nodes=nodes,
+        next_node=superblock.main + segment * _SEGMENT + block_in_segment,
+        flags=flags,
+        blocks=blocks,
+        summaries=summaries,
+        sit_map=maps[0],
+        nat_map=maps[1],
+    )
+
+
+def _check_roll_forward(reader: _Reader, superblock: _Superblock, newest: _Checkpoint) -> None:
+    """Refuse a filesystem to which nodes were written after its last checkpoint.
+
+    Mounting writes no checkpoint, and fsync hardly ever does: the one of the unmount before stays the
+    newest. At the next mount the kernel follows the nodes that lie where the log of warm nodes goes on,
+    each with the version of the checkpoint that it came after (fs/f2fs/recovery.c). Here the lower
+    half of the version is enough for a doubt.
+    """
+    if not superblock.main <= newest.next_node < superblock.end:
+        raise UncertainMapError("the log of nodes lies outside of the filesystem")
+    node = reader.blocks(newest.next_node)
+    (version,) = struct.unpack_from("<Q", node, _NODE_VERSION_AT)
+    if version & _LOWER_HALF == newest.version & _LOWER_HALF:
+        raise UncertainMapError("files were written after the last checkpoint (it was cut off)")
 
 
 def _journal(

@@ -63,7 +63,8 @@ def probe_disk(
                 filesystem=signature.filesystem,
             )
             return Disk(disk_id, origin or str(path), identity, None, (whole,))
-    largest = identity.size if every_gap else _LARGE
+    # Beside a signature of the whole disk (a member of md, for one) a table is a leftover.
+    largest = identity.size if every_gap or signature.filesystem else _LARGE
     volumes = tuple(_volumes(path, disk_id, identity.size, found, largest))
     return Disk(disk_id, origin or str(path), identity, found.table, volumes)
 

@@ -1,10 +1,12 @@
 """Stores packs behind whoever makes them, a few at a time, in bounded memory."""
 
+import threading
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future
 from typing import Final
 
+from imager.repository.backend.behind import start
 from imager.repository.backend.protocol import Backend
 from imager.repository.pack import FinishedPack, PackBuilder
 from imager.stages import Lane, Stages
@@ -31,7 +33,9 @@ class PackStore:
         self._backend = backend
         self._stages = stages
         self._stored = stored
-        self._pool = ThreadPoolExecutor(_STORERS, thread_name_prefix="store")
+        self._storers = threading.Semaphore(_STORERS)
+        self._is_over = threading.Event()
+        self._failure: Exception | None = None
         self._underway: deque[Future[FinishedPack]] = deque()
 
     def add(self, builder: PackBuilder) -> bool:
@@ -48,7 +52,7 @@ class PackStore:
         is_behind = len(self._underway) >= _MOST_UNDERWAY
         if is_behind:
             self._take()
-        self._underway.append(self._pool.submit(self._store, builder))
+        self._underway.append(start(lambda: self._store(builder), "store"))
         return is_behind
 
     def drain(self) -> None:
@@ -61,17 +65,29 @@ class PackStore:
             self._take()
 
     def close(self) -> None:
-        """Let go of what waits; what is underway ends first."""
-        self._pool.shutdown(cancel_futures=True)
+        """Let go of what waits, at once; what is underway may end or not, and is whole or not there."""
+        self._is_over.set()
 
     def _take(self) -> None:
-        self._stored(self._underway.popleft().result())
+        try:
+            self._stored(self._underway.popleft().result())
+        except CancelledError as error:
+            raise self._failure or error from None
 
     def _store(self, builder: PackBuilder) -> FinishedPack:
-        with self._stages.within("pack", builder.size):
-            pack = builder.finish()
-        with self._stages.within("store", pack.size):
-            self._backend.put_new(pack.name, pack.parts)
+        with self._storers:
+            # After a failure there is no image, and a store that is gone is waited for once.
+            if self._is_over.is_set():
+                raise CancelledError
+            try:
+                with self._stages.within("pack", builder.size):
+                    pack = builder.finish()
+                with self._stages.within("store", pack.size):
+                    self._backend.put_new(pack.name, pack.parts)
+            except Exception as error:
+                self._failure = self._failure or error
+                self._is_over.set()
+                raise
         # What was sent is not needed any more, and may wait here for others before it.
         pack.parts.clear()
         return pack

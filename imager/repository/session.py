@@ -17,6 +17,7 @@ from imager.repository.chunk import ID, Codec, Identifier, Sealer
 from imager.repository.claims import Claims
 from imager.repository.compression import Compressor
 from imager.repository.crypto import derive
+from imager.repository.directories import Directories
 from imager.repository.header import ID_SIZE, NO_KIND, Header, Magic, PackKind, StatementKind
 from imager.repository.ids import NOWHERE
 from imager.repository.image import Manifest, Summary
@@ -101,8 +102,7 @@ class Session:
         self._claims = Claims()
         self._lock = threading.Lock()
         self._builders: dict[PackKind, PackBuilder] = {}
-        self._own: list[bytes] = []
-        self._indexes = IndexWriter(repository, self._keys, self._session)
+        self._directories = Directories()
         self._packs = PackStore(repository.backend, stages or Stages((LANE,)), self._stored)
         self.counters = Counters()
 
@@ -188,7 +188,7 @@ class Session:
         """Return which packs that this image counts on are gone, and which others may go."""
         backend = current.backend
         # Its own packs, that no image needs yet, a prune may have taken for left behind.
-        own = set(map(object_name, self._own))
+        own = set(map(object_name, self._directories.digests()))
         named = read_removals(current).vanishing_packs(backend.now())
         vanishing = own & named | set(self._index.names(self._relied & self._index.are(named)))
         # No clock of a machine that may sleep tells whether a statement came and went meanwhile.
@@ -312,16 +312,18 @@ class Session:
 
     def _stored(self, pack: FinishedPack) -> None:
         self.counters.stored_bytes += pack.size
-        self._own.append(pack.digest)
-        self._indexes.add(pack.digest, pack.kind, pack.entries)
+        self._directories.add(pack.digest, pack.kind, pack.entries)
 
     def _store_indexes(self) -> tuple[str, ...]:
+        writer = IndexWriter(self._repository, self._keys, self._session)
+        for directory in self._directories:
+            writer.add(*directory)
         # What an interrupted capture left and this image needs is found from now on.
         for directory in self._index.unlisted_among(self._relied):
-            self._indexes.add(*directory)
-        self._indexes.flush()
-        self.counters.stored_bytes += self._indexes.stored_bytes
-        return tuple(name.rpartition("/")[2] for name in self._indexes.names)
+            writer.add(*directory)
+        writer.flush()
+        self.counters.stored_bytes += writer.stored_bytes
+        return tuple(name.rpartition("/")[2] for name in writer.names)
 
 
 def _uptime() -> float:

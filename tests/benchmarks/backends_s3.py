@@ -89,7 +89,7 @@ def _rows(
 
 def _fill(backend: S3Backend, files: Sequence[Path]) -> list[str]:
     """Put each file under as many names as there are rounds, and return all names."""
-    names = {f"{number}-{path.name}": path for number in range(_ROUNDS) for path in files}
+    names = {f"{number:02x}{path.name}": path for number in range(_ROUNDS) for path in files}
     _at_once(lambda item: backend.put_new(item[0], [item[1].read_bytes()]), names.items())
     return list(names)
 

@@ -1,6 +1,7 @@
 """Which version counts, on real stores: whatever is put or marked above it, the first."""
 
 import base64
+import contextlib
 import hashlib
 import math
 from datetime import UTC, datetime
@@ -8,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from imager.errors import ObjectLocked, ObjectMissing, StoreRefused
+from imager.errors import ObjectDamaged, ObjectLocked, ObjectMissing, StoreRefused
 from imager.repository.backend.place import Place
 from imager.repository.backend.s3 import S3Backend
 from imager.units import DAY
@@ -109,6 +110,25 @@ def test_many_are_read_with_few_listings(backend: S3Backend, place: Place) -> No
     )
     assert [reader.get(name) for name in names] == [name.encode() for name in names]
     assert len(listings) == 1
+
+
+@pytest.mark.parametrize("size", [2, 3, 5, 1000])
+def test_what_is_put_beside_a_name_hides_nothing(
+    engine: Engine, backend: S3Backend, place: Place, size: int
+) -> None:
+    """SeaweedFS lists by its folders, `1-a.versions` before `1.versions`."""
+    backend.put_new(NAME, [b"true"])
+    thief, bucket, key = engine.client(engine.owner), bucket_of(place), f"repo/{NAME}"
+    thief.put_object(Bucket=bucket, Key=key, Body=b"false")
+    for number in range(1, 7):
+        thief.put_object(Bucket=bucket, Key=f"{key}-a", Body=b"%d" % number)
+        for read in (
+            lambda reader: reader.get(NAME),
+            lambda reader: next(reader.get(entry.name) for entry in reader.list("packs/")),
+        ):
+            with contextlib.suppress(ObjectDamaged):
+                assert read(with_pages_of(S3Backend(place), size)) == b"true"
+    assert S3Backend(place).get(NAME) == b"true"
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 1000])

@@ -40,6 +40,7 @@ from imager.errors import (
     StoreUnreachable,
     UsageError,
 )
+from imager.repository.backend.behind import start
 from imager.repository.backend.mirror_notes import Notes
 from imager.repository.backend.protocol import Backend, Buffer, Entry
 from imager.units import KIB
@@ -51,6 +52,7 @@ _LOOK_AGAIN: Final = 0.5
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 
 _Result = TypeVar("_Result")
+_THREAD: Final = "mirror"
 
 
 class Mirror:
@@ -163,7 +165,7 @@ class Mirror:
             What those say that could, and the errors of those that could not.
         """
         running = {
-            _start(partial(self._sites[label].put_new, name, [data], modified)): label
+            start(partial(self._sites[label].put_new, name, [data], modified), _THREAD): label
             for label in labels
         }
         done, late = self._all_in_time(running, _GRACE + len(data) / _LEAST_RATE)
@@ -263,7 +265,7 @@ class Mirror:
                 return
             self._down, self._absent = {}, set()
             running = {
-                _start(partial(_found, site, self._root)): label
+                start(partial(_found, site, self._root), _THREAD): label
                 for label, site in self._sites.items()
             }
             done, late = self._all_in_time(running, _GRACE)
@@ -311,7 +313,7 @@ class Mirror:
         running: dict[Future[_Result], str] = {}
         problems: list[Exception] = []
         for place, label in enumerate(labels):
-            running[_start(partial(fetch, self._sites[label]))] = label
+            running[start(partial(fetch, self._sites[label]), _THREAD)] = label
             is_last = place == len(labels) - 1
             while running:
                 done, _ = wait(
@@ -349,7 +351,7 @@ class Mirror:
         with self._lock:
             for label, why in self._down.items():
                 raise self._not_up(label, why)
-        running = [_start(partial(deed, site)) for site in self._sites.values()]
+        running = [start(partial(deed, site), _THREAD) for site in self._sites.values()]
         wait(running)
         return [future.result() for future in running]
 
@@ -360,7 +362,7 @@ class Mirror:
         grace: float,
     ) -> Sequence[_Result | None]:
         """Do something at some sites; None of those that could not."""
-        running = {_start(partial(deed, site)): label for label, site in sites.items()}
+        running = {start(partial(deed, site), _THREAD): label for label, site in sites.items()}
         done, late = self._all_in_time(running, grace)
         found = []
         for future in done:
@@ -466,17 +468,3 @@ def _proofs(site: Backend, prefix: str) -> Iterator[str]:
 
 def _sorted(entries: list[Entry]) -> list[Entry]:
     return sorted(entries, key=lambda entry: entry.name)
-
-
-def _start(deed: Callable[[], _Result]) -> "Future[_Result]":
-    """Run something in a thread that does not keep the process from ending."""
-    future: Future[_Result] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(deed())
-        except BaseException as error:  # noqa: BLE001  whoever waits for the future gets it
-            future.set_exception(error)
-
-    threading.Thread(target=run, name="mirror", daemon=True).start()
-    return future

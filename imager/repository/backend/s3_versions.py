@@ -10,18 +10,21 @@ so nobody but the writer can begin early.)
 """
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
 from botocore.parsers import ResponseParserError
 
+from imager.errors import ObjectDamaged
+
 if TYPE_CHECKING:
     from datetime import datetime
 
 _REMEMBERED: Final = 1 << 16
 _NEAR: Final = 100  # versions in a page; five names of it must be read for it to pay
+_FOLDER: Final = ".versions"  # what SeaweedFS adds to a name for the folder of its versions
 _WEED_ID: Final = 32  # hexadecimal digits
 
 
@@ -120,7 +123,11 @@ def near(fetch: Fetch, prefix: str, key: str) -> list[Version]:
         prefix: what keys begin with, `key` among them.
         key: what the store calls the object.
     """
-    page = next(_pages(fetch, {"Prefix": prefix, "MaxKeys": _NEAR}, {"KeyMarker": key[:-1]}))
+    pages = _pages(fetch, {"Prefix": prefix, "MaxKeys": _NEAR}, {"KeyMarker": key[:-1]})
+    try:
+        page = next(pages)
+    except ObjectDamaged:
+        return []
     return [_first_of(*each) for each in page if each[1].versions]
 
 
@@ -182,12 +189,39 @@ def _pages(
         for marker in page.get("DeleteMarkers", ()):
             found.setdefault(marker["Key"], _Name()).markers.append(marker["VersionId"])
         last = page["NextKeyMarker"] if page["IsTruncated"] else None
+        if is_weed and last is not None and found:
+            _check_order(found, last, request["Prefix"])
         yield [(key, found.pop(key), is_weed) for key in sorted(found.keys() - {last})]
         if last is None:
             return
         more = {"KeyMarker": last}
         if page.get("NextVersionIdMarker"):
             more["VersionIdMarker"] = page["NextVersionIdMarker"]
+
+
+def _check_order(found: Iterable[str], last: str, prefix: str) -> None:
+    """Refuse a page of SeaweedFS behind which a name may be hidden.
+
+    It takes versions in the order of its folders, `NAME.versions`, and sorts what it took by name.
+    So `NAME-a`, put very often, comes before `NAME` there and behind it here: the page ends within
+    `NAME` or before it, and the next one goes on behind both. No object of a repository has such a
+    name (a character below the dot).
+
+    Raises:
+        ObjectDamaged: it does not end with the name that comes last in the order of folders, or
+            that one is such a name.
+    """
+
+    def place(key: str) -> list[str]:
+        *folders, name = key.split("/")
+        return [*folders, f"{name}{_FOLDER}"]
+
+    if max(found, key=place) == last and min(last[len(prefix) :], default=_FOLDER) >= _FOLDER[0]:
+        return
+    raise ObjectDamaged(
+        f"the store can't list all versions: somebody put {last}, or a name like it, very often",
+        hint="With the owner's keys remove all versions of it, and find out who put it.",
+    )
 
 
 def _first_of(key: str, name: _Name, is_weed: bool) -> Version:

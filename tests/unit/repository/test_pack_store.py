@@ -91,6 +91,33 @@ def test_several_are_underway_and_no_more_than_fit(tmp_path: Path) -> None:
     assert len(told) == 6
 
 
+def test_after_a_failure_nothing_more_is_tried(tmp_path: Path) -> None:
+    """Else a store that is gone is waited for once for each pack that waits."""
+    backend = Gate(tmp_path)
+    backend.fails = True
+    with store(backend, []) as packs:
+        for number in range(5):
+            packs.add(builder(number))
+        for _ in range(LANE.threads):
+            assert backend.begun.acquire(timeout=60)
+        backend.open.set()
+        with pytest.raises(NoRoom):
+            packs.drain()
+        while packs._underway:
+            with pytest.raises(NoRoom):
+                packs._take()
+        assert not backend.begun.acquire(timeout=0.5)
+
+
+def test_closing_waits_for_nothing(tmp_path: Path) -> None:
+    backend = Gate(tmp_path)
+    with store(backend, []) as packs:
+        packs.add(builder(1))
+        assert backend.begun.acquire(timeout=60)
+    assert backend.underway == 1
+    backend.open.set()
+
+
 def test_what_fails_behind_is_raised(tmp_path: Path) -> None:
     backend = Gate(tmp_path)
     backend.fails = True
