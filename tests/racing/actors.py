@@ -1,6 +1,7 @@
 """Processes that can be held at a chosen moment of what they do."""
 
 import multiprocessing
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -41,6 +42,8 @@ class HeldBackend(DirectoryBackend):
         self._moment = moment
         self._pipe = pipe
         self._calls = 0
+        # While one thread is held, the others are as well.
+        self._lock = threading.Lock()
 
     def put_new(self, name: str, parts: Sequence[Buffer], modified: float | None = None) -> bool:
         self._meet("put_new", name)
@@ -50,16 +53,21 @@ class HeldBackend(DirectoryBackend):
         self._meet("get", name)
         return super().get(name)
 
+    def get_range(self, name: str, offset: int, length: int) -> bytes:
+        self._meet("get_range", name)
+        return super().get_range(name, offset, length)
+
     def delete(self, name: str) -> None:
         self._meet("delete", name)
         super().delete(name)
 
     def _meet(self, method: str, name: str) -> None:
         if method == self._moment.method and name.startswith(self._moment.prefix):
-            self._calls += 1
-            if self._calls == self._moment.call + 1:
-                self._pipe.send(("waits", name))
-                self._pipe.recv()
+            with self._lock:
+                self._calls += 1
+                if self._calls == self._moment.call + 1:
+                    self._pipe.send(("waits", name))
+                    self._pipe.recv()
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,9 @@ DEEDS = {
     "images": Deed(lambda tiny, *_: deeds.images(tiny), (Moment("get", "images/"),)),
     "check": Deed(lambda tiny, *_: deeds.check(tiny), (Moment("get", "packs/", 2),)),
     # An image whose quarantine is over may go while it is restored, so another is.
-    "restore": Deed(lambda tiny, *_: deeds.restore(tiny, "kept"), (Moment("get", "packs/", 1),)),
+    "restore": Deed(
+        lambda tiny, *_: deeds.restore(tiny, "kept"), (Moment("get_range", "packs/", 1),)
+    ),
     "prune": Deed(
         _prune,
         (
