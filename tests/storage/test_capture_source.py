@@ -312,6 +312,18 @@ class TestDevice:
         process.run("mount", f"{device}p1", tmp_path)
         process.run("umount", tmp_path)
 
+    def test_is_not_read_from_an_old_cache(self, device: Path) -> None:
+        """The kernel keeps what it read of a disk as long as anybody has that open."""
+        with device.open("rb") as holder:
+            holder.read()
+            with Path(f"{device}p1").open("r+b", buffering=0) as partition:
+                partition.write(b"written through the partition" + bytes(483))
+                os.fsync(partition.fileno())
+            with open_source(device) as source, device.open("rb") as file:
+                offset = probe_machine([source], "x").disks[0].volumes[1].offset
+                found = os.pread(file.fileno(), 29, offset)
+        assert found == b"written through the partition"
+
     def test_mounted(self, device: Path, tmp_path: Path) -> None:
         point = tmp_path / "point"
         point.mkdir()

@@ -284,3 +284,22 @@ def test_no_single_wrong_byte_makes_the_map_smaller(one: Path) -> None:
         methods.append(found.method)
     assert methods.count("whole") > 30
     assert map_of(one)[1].method == "F2FS segment table"
+
+
+def test_nodes_after_the_last_checkpoint_are_a_doubt(one: Path, tmp_path: Path) -> None:
+    """As after a mount, an fsync and a power cut: the checkpoint of the unmount is the newest."""
+    disk = tmp_path / "disk"
+    process.run("cp", "--sparse=always", one, disk)
+    (main,) = struct.unpack("<I", read(disk, START + 1024 + 92, 4))
+    (checkpoints,) = struct.unpack("<I", read(disk, START + 1024 + 76, 4))
+    packs = [read(disk, START + (checkpoints + 512 * number) * BLOCK, BLOCK) for number in range(2)]
+    newest = max(packs, key=lambda pack: struct.unpack_from("<Q", pack)[0])
+    (segment,) = struct.unpack_from("<I", newest, 40)
+    (block,) = struct.unpack_from("<H", newest, 70)
+    at = START + (main + 512 * segment + block) * BLOCK
+    assert map_of(disk)[1].reason is None
+    with disk.open("r+b") as file:
+        os.pwrite(file.fileno(), newest[:8], at + 4084)
+    extents = map_of(disk)[1]
+    assert extents.method == "whole"
+    assert "after the last checkpoint" in (extents.reason or "")

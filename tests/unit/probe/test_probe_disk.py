@@ -373,3 +373,29 @@ def test_an_empty_mbr_is_no_table(tmp_path: Path) -> None:
         assert (volume.role, volume.length) == (VolumeRole.WHOLE_DISK, 300 * MIB)
         assert volume.filesystem is not None
         assert volume.filesystem.type == kind
+
+
+def md_superblock(sectors: int) -> bytes:
+    """Return what md 1.2 keeps 4 KiB into a member (linux/raid/md_p.h)."""
+    data = bytearray(260)
+    struct.pack_into("<II", data, 0, 0xA92B4EFC, 1)
+    data[16:32] = uuid.uuid4().bytes
+    data[32:37] = b"h:md0"
+    struct.pack_into("<IQ", data, 72, 1, sectors - 2048)  # level and size
+    struct.pack_into("<I", data, 92, 2)  # disks
+    struct.pack_into("<QQQ", data, 128, 2048, sectors - 2048, 8)
+    struct.pack_into("<I", data, 220, 2)
+    total = sum(struct.unpack("<65I", data))
+    struct.pack_into("<I", data, 216, ((total & 0xFFFFFFFF) + (total >> 32)) & 0xFFFFFFFF)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("partitions", ["", "start=2048, size=10M\n"])
+def test_beside_a_signature_of_the_whole_disk_every_gap_is_kept(
+    tmp_path: Path, partitions: str
+) -> None:
+    """A member of md 1.2 on a disk that had a GPT: it keeps the first sectors and the backup."""
+    path = tmp_path / "disk"
+    make(path, 400 * MIB, f"label: gpt\n{partitions}")
+    write(path, 4096, md_superblock(400 * MIB // 512))
+    assert sum(volume.length for volume in probe(path).volumes) == 400 * MIB
