@@ -1,5 +1,6 @@
 """The used ranges of volumes: finds the reader for each filesystem."""
 
+import struct
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -27,6 +28,7 @@ _READERS: Final[dict[str, Callable[[int, int, int], Extents]]] = {
     "swap": swap.read,
     "xfs": xfs.read,
 }
+_NO_SENSE: Final = (ArithmeticError, LookupError, RecursionError, ValueError, struct.error)
 # Filesystems that may span several volumes.
 _POOL_READERS: Final[dict[str, Callable[[Sequence[Part]], list[Extents]]]] = {"btrfs": btrfs.read}
 
@@ -89,6 +91,10 @@ def _read(kind: str | None, parts: list[Part]) -> list[Extents]:
             return [_READERS[kind](part.fd, part.offset, part.length) for part in parts]
     except UncertainMapError as doubt:
         return [whole(part.length, str(doubt)) for part in parts]
+    except _NO_SENSE as problem:
+        # Numbers that a reader did not expect, under right checksums: all of it is read.
+        reason = f"its structures make no sense ({type(problem).__name__}: {problem})"
+        return [whole(part.length, reason) for part in parts]
     everything = [whole(part.length) for part in parts]
     if kind == "crypto_LUKS":
         return [replace(extents, method=_CLOSED) for extents in everything]
