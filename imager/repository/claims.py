@@ -1,17 +1,15 @@
 """Which ids a session has claimed: many, in little memory."""
 
-import heapq
-import itertools
-from collections.abc import Iterator, Sequence
-from operator import itemgetter
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Final
 
 import numpy as np
 
 from imager.repository.chunk import ID
-from imager.repository.ids import order, words
+from imager.repository.ids import order
 from imager.repository.scratch import Rows, scratch_file
-from imager.repository.sorted_rows import SortedRows
+from imager.repository.sorted_rows import SortedRows, merged_parts
 
 # A set costs about 100 bytes for each.
 _MOST_IN_MEMORY: Final = 1 << 18
@@ -51,31 +49,19 @@ class Claims:
             return set()
         ids = np.frombuffer(b"".join(identities), dtype=ID)
         held = np.zeros(len(ids), dtype=bool)
-        for file in self._files:
-            for part in file.beginning_as(ids):
-                same = (words(part.rows["id"]) == words(ids[part.owners])).all(axis=1)
-                held[part.owners[same]] = True
+        for part in chain.from_iterable(file.rows_of(ids) for file in self._files):
+            held[part.owners] = True
         return {identity for identity, is_held in zip(identities, held, strict=True) if is_held}
 
     def _spill(self) -> None:
         fresh = np.frombuffer(b"".join(self._recent), dtype=_ROW)
-        fresh = fresh[order(fresh["id"])]
-        joined: list[SortedRows] = []
-        count = len(fresh)
-        while self._files and len(self._files[-1]) < 2 * count:
+        joined = [SortedRows((fresh[order(fresh["id"])],), _ROW)]
+        while self._files and len(self._files[-1]) < 2 * sum(map(len, joined)):
             joined.append(self._files.pop())
-            count += len(joined[-1])
-        self._files.append(SortedRows(_merged(fresh, joined), _ROW, scratch_file()))
+        self._files.append(SortedRows(_merged(joined), _ROW, scratch_file()))
         self._recent.clear()
 
 
-def _merged(fresh: Rows, files: Sequence[SortedRows]) -> Iterator[Rows]:
-    heads = fresh.view(np.uint8).reshape(len(fresh), -1)[:, 0]
-    bounds = np.searchsorted(heads, np.arange(257))
-    pieces = (
-        (byte, fresh[start:end]) for byte, (start, end) in enumerate(itertools.pairwise(bounds))
-    )
-    of_all = heapq.merge(pieces, *(file.parts() for file in files), key=itemgetter(0))
-    for _, parts in itertools.groupby(of_all, key=itemgetter(0)):
-        rows = np.concatenate([rows for _, rows in parts], dtype=_ROW)
+def _merged(files: Iterable[SortedRows]) -> Iterator[Rows]:
+    for rows in merged_parts((file.parts() for file in files), _ROW):
         yield rows[order(rows["id"])]

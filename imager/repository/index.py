@@ -6,12 +6,9 @@ searches over the first eight bytes of the ids, vectorised, and then compare all
 
 import copy
 import hashlib
-import heapq
-import itertools
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from operator import itemgetter
 from typing import BinaryIO, Final
 
 import numpy as np
@@ -21,11 +18,11 @@ from imager.errors import ObjectDamaged
 from imager.repository.chunk import CODEC_SHIFT, ID, PLAIN_MASK
 from imager.repository.crypto.sealing import open_once, seal_once
 from imager.repository.header import HEADER_SIZE, NO_KIND, Header, Magic, PackKind
-from imager.repository.ids import NOWHERE, Ids, distinct, find, is_sorted, order, words
+from imager.repository.ids import NOWHERE, Ids, distinct, find, is_sorted, order
 from imager.repository.names import PACKS, digest_of
 from imager.repository.pack import Entries, object_name
 from imager.repository.scratch import Parted, scratch_file
-from imager.repository.sorted_rows import Found, SortedRows
+from imager.repository.sorted_rows import Found, SortedRows, merged_parts
 
 PREFIX: Final = "indexes/"
 ENTRY: Final = np.dtype(
@@ -204,9 +201,7 @@ class Merger:
     def _sorted(self, places: NDArray[np.uint32]) -> Iterator[Entries]:
         old = iter(()) if self._base is None else self._base.rows.parts()
         new = self._rows.parts(split=self._base is not None)
-        both = heapq.merge(old, new, key=itemgetter(0))
-        for _, part in itertools.groupby(both, key=itemgetter(0)):
-            rows = np.concatenate([rows for _, rows in part], dtype=ENTRY)
+        for rows in merged_parts((old, new), ENTRY):
             rows["pack"] = places[rows["pack"]]
             yield _each_once(rows)
 
@@ -319,9 +314,7 @@ class Index:
 
     def rows_of(self, ids: Ids) -> Iterator[Found]:
         """Yield all rows of some ids (dtype V32)."""
-        for part in self._rows.beginning_as(ids):
-            right = (words(part.rows["id"]) == words(ids[part.owners])).all(axis=1)
-            yield Found(part.numbers[right], part.owners[right], part.rows[right])
+        return self._rows.rows_of(ids)
 
     def without(self, names: Iterable[str]) -> "Index":
         """Return an index that finds nothing in these packs; the numbers of packs stay."""

@@ -5,16 +5,18 @@ was asked for (since Linux 6.18 whole large folios), so random look-ups in a map
 gigabytes soon have all of it in the memory of the process.
 """
 
+import heapq
 import itertools
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, BinaryIO, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from imager.repository.ids import heads
+from imager.repository.ids import heads, words
 from imager.repository.scratch import Rows, write
 
 # Of so many rows in a file the head of one is in memory; a look-up reads those after it.
@@ -26,7 +28,7 @@ _BATCH: Final = 1 << 10
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Rows whose ids begin as some that were asked for.
+    """Rows whose ids are, or begin as, some that were asked for.
 
     Attributes:
         numbers: of the rows, from 0.
@@ -37,6 +39,20 @@ class Found:
     numbers: NDArray[np.intp]
     owners: NDArray[np.intp]
     rows: Rows
+
+
+def merged_parts(
+    sources: Iterable[Iterable[tuple[int, Rows]]], dtype: np.dtype[Any]
+) -> Iterator[Rows]:
+    """Yield all rows of each first byte of ids, in the order of first bytes; in no order within.
+
+    Args:
+        sources: what `SortedRows.parts` or `Parted.parts` yield.
+        dtype: of the rows.
+    """
+    merged = heapq.merge(*sources, key=itemgetter(0))
+    for _, parts in itertools.groupby(merged, key=itemgetter(0)):
+        yield np.concatenate([rows for _, rows in parts], dtype=dtype)
 
 
 class SortedRows:
@@ -112,7 +128,13 @@ class SortedRows:
         rows = self._read(start, min(self._stride, self._count - start))
         return start + int(np.searchsorted(heads(rows["id"]), np.uint64(head)))
 
-    def beginning_as(self, ids: NDArray[np.void]) -> Iterator[Found]:
+    def rows_of(self, ids: NDArray[np.void]) -> Iterator[Found]:
+        """Yield all rows of some ids (dtype V32)."""
+        for part in self._beginning_as(ids):
+            right = (words(part.rows["id"]) == words(ids[part.owners])).all(axis=1)
+            yield Found(part.numbers[right], part.owners[right], part.rows[right])
+
+    def _beginning_as(self, ids: NDArray[np.void]) -> Iterator[Found]:
         """Yield all rows whose ids have the first eight bytes of one of some ids (dtype V32)."""
         for start in range(0, len(ids), _BATCH):
             keys = heads(ids[start : start + _BATCH])
