@@ -7,7 +7,6 @@ volume.
 
 import mmap
 import os
-import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from imager.errors import VerificationFailed
 from imager.layout.disk import Volume
 from imager.stages import Lane, Stages
+from imager.thread_buffers import ThreadBuffers
 from imager.units import KIB, MIB
 from restore.device import OpenTarget
 from restore.runs import Image, Offsets, Runs, each_part
@@ -195,7 +195,7 @@ class _Comparison:
         self._image = image
         self._opened = opened
         self._stages = stages
-        self._buffers = threading.local()
+        self._buffers = ThreadBuffers(_SEGMENT)
         self.differs: list[NDArray[np.bool_]] = []
         self.at_ends: list[NDArray[np.bool_]] = []
 
@@ -291,12 +291,8 @@ class _Comparison:
         )
 
     def _read(self, offset: int, length: int) -> memoryview:
-        """Read into this thread's own buffer: fresh memory each time costs more than hashing."""
-        buffer: memoryview | None = getattr(self._buffers, "buffer", None)
-        if buffer is None or len(buffer) < length:
-            # From mmap, since direct reads want memory that begins at a page.
-            buffer = self._buffers.buffer = memoryview(mmap.mmap(-1, max(length, _SEGMENT)))
-        view = buffer[:length]
+        """Read into this thread's own buffer."""
+        view = self._buffers.of(length)
         with self._stages.within(_READ, length):
             self._opened.read_into(self._step.offset + offset, view)
         return view

@@ -8,7 +8,6 @@ side on a disk in one write.
 """
 
 import itertools
-import mmap
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,8 +19,10 @@ from numpy.typing import NDArray
 
 from imager.errors import ObjectDamaged, VerificationFailed
 from imager.layout.disk import VolumeRole
+from imager.repository.chunk import MOST_PLAIN
 from imager.repository.delivery import Report
 from imager.stages import Lane, Stages
+from imager.thread_buffers import ThreadBuffers
 from imager.units import KIB, MIB
 from restore.device import OpenTarget
 from restore.runs import Image, Offsets, Runs, each_part
@@ -179,7 +180,7 @@ class _Places:
         self._plan = steps
         self._stages = stages
         self._lock = threading.Lock()
-        self._local = threading.local()
+        self._buffers = ThreadBuffers(MOST_PLAIN)
         self.written = [0] * len(steps)
 
     def take(self, numbers: Sequence[int], plains: Sequence[memoryview], report: Report) -> None:
@@ -212,10 +213,7 @@ class _Places:
 
     def _write_differences(self, target: OpenTarget, offset: int, plain: memoryview) -> int:
         """Write those blocks of a chunk that are not there yet; return bytes."""
-        buffer: memoryview | None = getattr(self._local, "buffer", None)
-        if buffer is None or len(buffer) < len(plain):
-            buffer = self._local.buffer = memoryview(mmap.mmap(-1, len(plain)))
-        there = buffer[: len(plain)]
+        there = self._buffers.of(len(plain))
         try:
             target.read_into(offset, there)
         except VerificationFailed:

@@ -14,6 +14,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from imager.extents.extents import set_ranges
+
 BLOCK: Final = 4096
 LEAST_BLOCKS: Final = 8
 MOST_BLOCKS: Final = 128
@@ -114,8 +116,8 @@ class Chunker:
 
 def _zero_blocks(words: NDArray[np.uint64], candidates: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Return which of the candidates really are zero."""
-    edges = np.flatnonzero(np.diff(candidates, prepend=False, append=False)).tolist()
-    for start, end in zip(edges[::2], edges[1::2], strict=True):
+    starts, ends = set_ranges(candidates)
+    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
         if words[start:end].any():
             candidates[start:end] = ~words[start:end].any(axis=1)
     return candidates
@@ -123,9 +125,7 @@ def _zero_blocks(words: NDArray[np.uint64], candidates: NDArray[np.bool_]) -> ND
 
 def _zero_runs(zero: NDArray[np.bool_], *, continues: bool) -> Iterator[tuple[int, int]]:
     """Yield start and end of the runs of zero blocks that could count."""
-    edges = np.diff(np.concatenate(([False], zero, [False])).astype(np.int8))
-    starts = np.flatnonzero(edges == 1)
-    ends = np.flatnonzero(edges == -1)
+    starts, ends = set_ranges(zero)
     long = ends - starts >= LEAST_ZERO_BLOCKS
     if len(starts):
         long[0] |= continues and starts[0] == 0

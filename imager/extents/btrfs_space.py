@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imager.extents.btrfs_tree import Leaf, Root, TreeReader
-from imager.extents.extents import UncertainMapError
+from imager.extents.extents import UncertainMapError, set_ranges
 
 _EXTENT: Final = 168
 _TREE_BLOCK: Final = 169
@@ -181,8 +181,7 @@ def _runs(leaf: Leaf, item: np.void, sector: int) -> Ranges:
     if length % sector or len(data) != -(-count // 8):
         raise UncertainMapError("the free space tree makes no sense")
     bits = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")[:count]
-    steps = np.diff(np.concatenate([[0], bits.astype(np.int8), [0]]))
-    begins, finishes = np.flatnonzero(steps > 0), np.flatnonzero(steps < 0)
+    begins, finishes = set_ranges(bits)
     return start + begins * sector, start + finishes * sector
 
 

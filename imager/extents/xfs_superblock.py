@@ -57,7 +57,6 @@ class Geometry:
         group_blocks: of every allocation group but the last, which may be shorter.
         groups: allocation groups.
         log: group, first block in it, and number of blocks of the log.
-        root_inode: number.
         inodes_log: two to this power inodes are in a block.
         has_rmap: every group has a tree that names the owner of each used block.
         has_sparse_inodes: a chunk of inodes may have holes.
@@ -73,7 +72,6 @@ class Geometry:
     group_blocks: int
     groups: int
     log: tuple[int, int, int]
-    root_inode: int
     inodes_log: int
     has_rmap: bool
     has_sparse_inodes: bool
@@ -95,7 +93,7 @@ def read_geometry(fd: int, offset: int, length: int) -> Geometry:
         raise UncertainMapError("the volume is too small for an XFS filesystem")
     data = blockdev.read_at(fd, offset, _CHECKED)
     (
-        magic, block, blocks, realtime_blocks, realtime_extents, _uuid, log_start, root_inode,
+        magic, block, blocks, realtime_blocks, realtime_extents, _uuid, log_start, _root_inode,
         _, _, _, group_blocks, groups, _, log_blocks, version, sector, inode_size, per_block, _,
         block_log, sector_log, inode_log, per_block_log, group_log, _, in_progress,
     ) = _HEAD.unpack_from(data)  # fmt: skip
@@ -140,7 +138,6 @@ def read_geometry(fd: int, offset: int, length: int) -> Geometry:
         group_blocks=group_blocks,
         groups=groups,
         log=(log_start >> group_log, log_start & (1 << group_log) - 1, log_blocks),
-        root_inode=root_inode,
         inodes_log=per_block_log,
         has_rmap=bool(is_v5 and read_only & _RMAP),
         has_sparse_inodes=bool(is_v5 and incompatible & _SPARSE),

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from imager.errors import ObjectDamaged
 from imager.repository.crypto.sealing import NONCE_SIZE, TAG_SIZE
+from imager.thread_buffers import ThreadBuffers
 from imager.units import MIB
 
 ID_SIZE: Final = 32
@@ -30,6 +31,7 @@ _AAD: Final = struct.Struct("<32sIB")
 _NONCE: Final = struct.Struct("<4xQ")
 # What a thread needs to open blobs of whatever key.
 _THREAD: Final = threading.local()
+_FRAMES: Final = ThreadBuffers(MOST_PLAIN)
 
 
 class Codec(IntEnum):
@@ -121,7 +123,7 @@ class Opener:
         if codec not in {Codec.STORED, Codec.ZSTD}:
             raise ObjectDamaged(f"chunk {identity.hex()[:16]} has an unknown codec")
         sealed = memoryview(blob)
-        body = plain if codec == Codec.STORED else self._scratch(len(sealed) - BLOB_OVERHEAD)
+        body = plain if codec == Codec.STORED else _FRAMES.of(max(len(sealed) - BLOB_OVERHEAD, 0))
         try:
             self._aead.decrypt_into(
                 bytes(sealed[:NONCE_SIZE]),
@@ -139,14 +141,6 @@ class Opener:
                 f"chunk {identity.hex()[:16]} opens to other content than its id says",
                 hint="Whoever wrote it claimed a false content; see Groups in SECURITY.md.",
             )
-
-    @staticmethod
-    def _scratch(size: int) -> memoryview:
-        """Return memory of this thread for a frame: fresh memory each time costs more than opening."""
-        scratch: memoryview | None = getattr(_THREAD, "scratch", None)
-        if scratch is None or len(scratch) < size:
-            scratch = _THREAD.scratch = memoryview(bytearray(max(size, MOST_PLAIN)))
-        return scratch[: max(size, 0)]
 
     @staticmethod
     def _decompress(frame: memoryview, plain: memoryview) -> int:

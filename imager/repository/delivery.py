@@ -11,7 +11,6 @@ authenticated and has its id, and what else lies in the pack matters to `check`,
 """
 
 import itertools
-import mmap
 import os
 import queue
 import threading
@@ -33,6 +32,7 @@ from imager.repository.index import Index
 from imager.repository.pack import Entries
 from imager.repository.repository import Problem
 from imager.stages import Lane, Stages
+from imager.thread_buffers import ThreadBuffers
 from imager.units import KIB, MIB
 
 _AHEAD: Final = 96 * MIB
@@ -175,7 +175,7 @@ class Delivery:
         self._warned: set[str] = set()
         self._whole: tuple[str, memoryview] = "", memoryview(b"")
         self._lock = threading.Lock()
-        self._local = threading.local()
+        self._buffers = ThreadBuffers(_BATCH)
 
     def deliver(self, ids: Ids, take: Take, done: Report, stages: Stages) -> None:
         """Hand every chunk to `take`, once; when this ends, also by an error, no thread runs on.
@@ -328,7 +328,7 @@ class Delivery:
         batch: Sequence["_Blob"],
     ) -> list[memoryview]:
         """Return plaintexts, in this thread's own buffer, which is written over the next time."""
-        buffer, position = self._buffer(), 0
+        buffer, position = self._buffers.of(_BATCH), 0
         opened = []
         for blob in batch:
             view = buffer[position : position + blob.plain]
@@ -343,12 +343,6 @@ class Delivery:
                 view = self._from_elsewhere(blob.identity, name, error)
             opened.append(view)
         return opened
-
-    def _buffer(self) -> memoryview:
-        buffer: memoryview | None = getattr(self._local, "buffer", None)
-        if buffer is None:
-            buffer = self._local.buffer = memoryview(mmap.mmap(-1, _BATCH))
-        return buffer
 
     def _from_elsewhere(self, identity: bytes, name: str, first: RemetalError) -> memoryview:
         """Return a chunk that did not come well from a pack: once more from there, or from others.
