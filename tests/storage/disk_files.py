@@ -3,6 +3,8 @@
 import hashlib
 import os
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +44,22 @@ def volume_of(path: Path) -> Volume:
     disk = blockdev.identify(path)
     volumes = probe_disk(path, "disk0", disk.identity).volumes
     return next(volume for volume in volumes if volume.role is VolumeRole.PARTITION)
+
+
+def read(path: Path, offset: int, length: int) -> bytes:
+    with path.open("rb") as file:
+        return os.pread(file.fileno(), length, offset)
+
+
+@contextmanager
+def partition_image(disk: Path, size: int) -> Iterator[Path]:
+    """Yield a file with the bytes of the partition, for tools that take no offset; then put it back."""
+    image = disk.with_suffix(".partition")
+    image.write_bytes(read(disk, START, size))
+    yield image
+    with disk.open("r+b") as file:
+        os.pwrite(file.fileno(), image.read_bytes(), START)
+    image.unlink()
 
 
 def digest(path: Path) -> str:
@@ -110,3 +128,18 @@ def covers(larger: Extents, smaller: Extents) -> bool:
 def map_of(path: Path) -> tuple[Volume, Extents]:
     volume = volume_of(path)
     return volume, used(path, volume)
+
+
+def assert_whole(path: Path, why: str, volume: Volume | None = None) -> None:
+    """Assert that the partition is read whole, for a reason.
+
+    Args:
+        path: the disk.
+        why: part of the reason.
+        volume: as the probe saw it before something was changed; by default as it sees it now.
+    """
+    volume = volume or volume_of(path)
+    extents = used(path, volume)
+    assert extents.method == "whole"
+    assert extents.ranges.tolist() == [[0, volume.length]]
+    assert why in (extents.reason or "")

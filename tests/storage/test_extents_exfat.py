@@ -8,7 +8,19 @@ from pathlib import Path
 
 import mounts
 import pytest
-from disk_files import START, Patch, copy_used, covers, digest, make_disk, map_of, noise
+from disk_files import (
+    START,
+    Patch,
+    assert_whole,
+    copy_used,
+    covers,
+    digest,
+    make_disk,
+    map_of,
+    noise,
+    partition_image,
+    read,
+)
 
 from imager import blockdev, process
 from imager.extents import exfat
@@ -30,18 +42,13 @@ VARIANTS = {
 def make_exfat(disk: Path, options: tuple[str, ...]) -> None:
     """Make a filesystem in the partition of a noisy disk and let it live."""
     make_disk(disk, SIZE)
-    image = disk.with_suffix(".exfat")
-    with disk.open("rb") as file:
-        image.write_bytes(os.pread(file.fileno(), SIZE, START))
-    process.run("mkfs.exfat", *options, image)
-    with mounts.exfat(image, disk.with_suffix(".mount")) as root:
-        life.fill(root, 1)
-        life.churn(root, 2)
-        life.scatter(root, 30)
-        life.fill(root, 3, 40)
-    with disk.open("r+b") as file:
-        os.pwrite(file.fileno(), image.read_bytes(), START)
-    image.unlink()
+    with partition_image(disk, SIZE) as image:
+        process.run("mkfs.exfat", *options, image)
+        with mounts.exfat(image, disk.with_suffix(".mount")) as root:
+            life.fill(root, 1)
+            life.churn(root, 2)
+            life.scatter(root, 30)
+            life.fill(root, 3, 40)
 
 
 FAST = ("512", "32k", "packed")
@@ -119,18 +126,6 @@ class Boot:
         return self.heap + (cluster - 2) * self.cluster
 
 
-def read(path: Path, offset: int, length: int) -> bytes:
-    with path.open("rb") as file:
-        return os.pread(file.fileno(), length, offset)
-
-
-def assert_whole(path: Path, why: str) -> None:
-    volume, extents = map_of(path)
-    assert extents.method == "whole"
-    assert extents.ranges.tolist() == [[0, volume.length]]
-    assert why in (extents.reason or "")
-
-
 def checksum(region: bytes) -> int:
     total = 0
     for index, byte in enumerate(region):
@@ -169,9 +164,7 @@ def test_boot_sector(one: Path, offset: int, data: bytes, why: str) -> None:
     with ExitStack() as stack:
         for patch in in_boot(one, offset, data):
             stack.enter_context(patch)
-        found = used(one, volume)
-        assert found.method == "whole"
-        assert why in (found.reason or "")
+        assert_whole(one, why, volume)
 
 
 def test_checksum_of_the_boot_regions(one: Path) -> None:

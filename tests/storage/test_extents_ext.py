@@ -10,6 +10,7 @@ import pytest
 from disk_files import (
     START,
     Patch,
+    assert_whole,
     copy_used,
     covers,
     digest,
@@ -163,13 +164,6 @@ def table_blocks(path: Path) -> dict[str, int]:
         file.seek(START + 2048)
         bitmap, inode_bitmap, inode_table = struct.unpack("<3I", file.read(12))
     return {"bitmap": bitmap, "inode bitmap": inode_bitmap, "inode table": inode_table}
-
-
-def assert_whole(path: Path, why: str) -> None:
-    volume, extents = map_of(path)
-    assert extents.method == "whole"
-    assert extents.ranges.tolist() == [[0, volume.length]]
-    assert why in (extents.reason or "")
 
 
 def superblock_patch(path: Path, offset: int, data: bytes) -> Patch:

@@ -12,7 +12,18 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from disk_files import START, Patch, copy_used, covers, digest, make_disk, map_of
+from disk_files import (
+    START,
+    Patch,
+    assert_whole,
+    copy_used,
+    covers,
+    digest,
+    make_disk,
+    map_of,
+    partition_image,
+    read,
+)
 
 from imager import process
 from imager.extents.used import used
@@ -38,23 +49,18 @@ VARIANTS = {
 def make_f2fs(disk: Path, options: tuple[str, ...], folder: Path) -> None:
     """Make a filesystem in the partition of a noisy disk, with files in it."""
     make_disk(disk, SIZE)
-    image = disk.with_suffix(".f2fs")
-    with disk.open("rb") as file:
-        image.write_bytes(os.pread(file.fileno(), SIZE, START))
-    process.run("mkfs.f2fs", "-f", *options, image)
-    tree = folder / "tree"
-    if not tree.exists():
-        tree.mkdir()
-        life.fill(tree, 1, 90)
-        life.churn(tree, 2)
-        (tree / "deep").write_bytes(os.urandom(9 * MIB))  # more than its own addresses
-        (tree / "many").mkdir()
-        for number in range(300):
-            (tree / "many" / f"{number}").write_bytes(b"inline")
-    process.run("sload.f2fs", "-f", tree, "-t", "/", image, accept=(0, 1))
-    with disk.open("r+b") as file:
-        os.pwrite(file.fileno(), image.read_bytes(), START)
-    image.unlink()
+    with partition_image(disk, SIZE) as image:
+        process.run("mkfs.f2fs", "-f", *options, image)
+        tree = folder / "tree"
+        if not tree.exists():
+            tree.mkdir()
+            life.fill(tree, 1, 90)
+            life.churn(tree, 2)
+            (tree / "deep").write_bytes(os.urandom(9 * MIB))  # more than its own addresses
+            (tree / "many").mkdir()
+            for number in range(300):
+                (tree / "many" / f"{number}").write_bytes(b"inline")
+        process.run("sload.f2fs", "-f", tree, "-t", "/", image, accept=(0, 1))
 
 
 @pytest.fixture(scope="module")
@@ -127,18 +133,6 @@ def test_map_holds_all_that_matters(disk: Path, tmp_path: Path) -> None:
             assert own & before_blocks <= after_blocks
             compared += len(own & before_blocks)
     assert compared > 2000
-
-
-def read(path: Path, offset: int, length: int) -> bytes:
-    with path.open("rb") as file:
-        return os.pread(file.fileno(), length, offset)
-
-
-def assert_whole(path: Path, why: str) -> None:
-    volume, extents = map_of(path)
-    assert extents.method == "whole"
-    assert extents.ranges.tolist() == [[0, volume.length]]
-    assert why in (extents.reason or "")
 
 
 class Areas:
@@ -220,9 +214,7 @@ def test_superblock(one: Path, offset: int, data: bytes, why: str) -> None:
         if offset < 2762:
             assert (found.method, found.reason) == ("whole", "the two superblocks differ")
         with Patch(one, START + BLOCK + 1024 + offset, data):
-            found = used(one, volume)
-            assert found.method == "whole"
-            assert why in (found.reason or "")
+            assert_whole(one, why, volume)
 
 
 def test_segment_table(one: Path) -> None:

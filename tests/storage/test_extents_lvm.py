@@ -1,6 +1,5 @@
 """LVM physical volumes: every extent that a logical volume has is in the map, or all is."""
 
-import os
 import random
 import re
 import zlib
@@ -9,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-from disk_files import Patch, noise
+from disk_files import Patch, noise, read
 from kernel_mounts import loop
 
 from imager import blockdev, process
@@ -144,11 +143,6 @@ def with_text(disk: Path, change: tuple[bytes, bytes]) -> list[Patch]:
         head[0:4] = checksum(bytes(head[4:512]))
         found += [Patch(disk, header, bytes(head)), Patch(disk, header + 512, changed)]
     return found
-
-
-def read(path: Path, offset: int, length: int) -> bytes:
-    with path.open("rb") as file:
-        return os.pread(file.fileno(), length, offset)
 
 
 @pytest.mark.parametrize(

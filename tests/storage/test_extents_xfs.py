@@ -10,7 +10,17 @@ from pathlib import Path
 import google_crc32c
 import numpy as np
 import pytest
-from disk_files import START, Patch, copy_used, covers, digest, make_disk, map_of, noise
+from disk_files import (
+    START,
+    Patch,
+    assert_whole,
+    copy_used,
+    covers,
+    digest,
+    make_disk,
+    map_of,
+    noise,
+)
 from kernel_mounts import break_up, cut_off, facts, fill, loop, mounted, partition, unpack_newer
 
 from imager import process
@@ -105,13 +115,6 @@ def assert_agrees_with_xfs_db(disk: Path) -> Extents:
         is_free[start // 512 : end // 512] = False
     assert not is_free.any()
     return extents
-
-
-def assert_whole(disk: Path, why: str) -> None:
-    volume, extents = map_of(disk)
-    assert extents.method == "whole"
-    assert extents.ranges.tolist() == [[0, volume.length]]
-    assert why in (extents.reason or "")
 
 
 def assert_equal_copies(disk: Path, folder: Path) -> None:
