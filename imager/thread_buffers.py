@@ -4,6 +4,14 @@ import mmap
 import threading
 
 
+def page_buffer(size: int) -> memoryview:
+    """Return zeros that begin at a page, and that no other process shares.
+
+    By default mmap shares: after a fork, parent and child would write into each other's buffer.
+    """
+    return memoryview(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+
+
 class ThreadBuffers:
     """One buffer for each thread that asks; it begins at a page, as direct reads want it.
 
@@ -19,5 +27,5 @@ class ThreadBuffers:
         """Return so many bytes of this thread's buffer; the next call returns the same memory."""
         buffer: memoryview | None = getattr(self._local, "buffer", None)
         if buffer is None or len(buffer) < size:
-            buffer = self._local.buffer = memoryview(mmap.mmap(-1, max(size, self._least)))
+            buffer = self._local.buffer = page_buffer(max(size, self._least))
         return buffer[:size]

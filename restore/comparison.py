@@ -5,7 +5,6 @@ written. What is compared is what the map defines: data, zeros, and free space n
 volume.
 """
 
-import mmap
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 from imager.errors import VerificationFailed
 from imager.layout.disk import Volume
 from imager.stages import Lane, Stages
-from imager.thread_buffers import ThreadBuffers
+from imager.thread_buffers import ThreadBuffers, page_buffer
 from imager.units import KIB, MIB
 from restore.device import OpenTarget
 from restore.runs import Image, Offsets, Runs, each_part
@@ -136,7 +135,7 @@ def clear_outside(opened: OpenTarget, ranges: Iterable[tuple[int, int]]) -> int:
     Raises:
         WriteFailed: the target refused.
     """
-    buffer = memoryview(mmap.mmap(-1, _GRAIN))
+    buffer = page_buffer(_GRAIN)
     written = 0
     for offset, length in ranges:
         for start in range(offset, offset + length, _GRAIN):

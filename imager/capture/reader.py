@@ -1,7 +1,6 @@
 """Reads the extents of a volume and cuts them; the source is only ever read."""
 
 import errno
-import mmap
 import os
 import stat
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from typing import Final
 from imager import blockdev
 from imager.capture.chunker import BLOCK, LEAST_ZERO_BLOCKS, Chunker, Piece
 from imager.stages import Stages
+from imager.thread_buffers import page_buffer
 from imager.units import MIB, round_up
 
 # Each costs some hundred microseconds of Python; they should be lost in what native code takes.
@@ -25,7 +25,7 @@ class Buffers:
 
     def take(self) -> memoryview:
         """Return a buffer that nobody else uses."""
-        return self._free.pop() if self._free else memoryview(mmap.mmap(-1, SEGMENT))
+        return self._free.pop() if self._free else page_buffer(SEGMENT)
 
     def give_back(self, buffer: memoryview) -> None:
         """Take a buffer back whose content nobody needs any more."""
