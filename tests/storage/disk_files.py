@@ -19,7 +19,8 @@ START = MIB
 
 
 def noise(length: int, seed: int) -> bytes:
-    return random.Random(seed).randbytes(length)
+    rng = random.Random(seed)
+    return b"".join(rng.randbytes(min(MIB, length - at)) for at in range(0, length, MIB))
 
 
 def make_disk(path: Path, size: int, *, seed: int | None = 1) -> None:

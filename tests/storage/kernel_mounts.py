@@ -10,8 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import zstandard
-from disk_files import START, digest, make_disk, noise
+from disk_files import START, digest, noise
 
 from imager import process
 from imager.units import MIB
@@ -44,21 +43,6 @@ def partition(disk: Path) -> Iterator[Path]:
     """Attach the partition of a disk file that `make_disk` made."""
     with loop(disk, START, disk.stat().st_size - START - MIB) as device:
         yield device
-
-
-def unpack_newer(name: str, disk: Path) -> None:
-    """Put an empty filesystem into a partition that newer tools than Debian 12 has have made.
-
-    They lie in `newer/`, named after the features that `mkfs.xfs` 6.13 (64 MiB, `-n parent=1 -i
-    exchange=1`) and `mkfs.btrfs` 6.14 (160 MiB, `-O block-group-tree` and `-O
-    squota,block-group-tree`) gave them.
-    """
-    packed = (Path(__file__).parent / "newer" / f"{name}.img.zst").read_bytes()
-    data = zstandard.ZstdDecompressor().decompress(packed)
-    make_disk(disk, len(data), seed=None)
-    with disk.open("r+b") as file:
-        file.seek(START)
-        file.write(data)
 
 
 def fill(root: Path, *, seed: int = 1, files: int = 240, reflinks: bool = True) -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import google_crc32c
 import pytest
-from btrfs_disks import SIZE, check, devices, live, look_through, make, pool
+from btrfs_disks import SIZE, check, devices, live, make, pool
 from disk_files import START, Patch, copy_used, covers, digest, make_disk, map_of, volume_of
-from kernel_mounts import cut_off, fill, mounted, unpack_newer
+from kernel_mounts import cut_off, fill, mounted
 
 from imager import process
 from imager.extents.extents import Extents
@@ -85,28 +85,6 @@ def test_map_holds_all_that_matters(variant: str, tmp_path: Path) -> None:
         live(root)
     for extents in assert_equal_copies(disks, tmp_path):
         assert extents.total < 0.6 * size
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["groups", "squota"])
-def test_features_of_newer_tools(name: str, tmp_path: Path) -> None:
-    disk, copy = tmp_path / "disk.img", tmp_path / "copy.img"
-    unpack_newer(f"btrfs-{name}", disk)
-    assert map_of(disk)[1].method == METHOD
-    needed = {"groups": "block_group_tree", "squota": "simple_quota"}[name]
-    if not Path("/sys/fs/btrfs/features", needed).exists():
-        pytest.skip(f"this kernel lacks {needed}")
-    with devices([disk]) as attached, pool(attached, tmp_path / "mnt") as root:
-        live(root)
-    volume, extents = map_of(disk)
-    assert (extents.method, extents.reason) == (METHOD, None)
-    copy_used(disk, volume, extents, copy, 77)
-    found = []
-    for path, partitioned in ((disk, True), (copy, False)):
-        # btrfs-progs of Debian 12 don't know these features: the kernel looks through it alone.
-        with devices([path], partitioned=partitioned) as attached:
-            found.append(look_through(attached, tmp_path / "mnt"))
-    assert found[0] == found[1]
 
 
 def test_cut_off_between_two_transactions(tmp_path: Path) -> None:

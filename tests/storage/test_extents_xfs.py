@@ -21,10 +21,9 @@ from disk_files import (
     map_of,
     noise,
 )
-from kernel_mounts import break_up, cut_off, facts, fill, loop, mounted, partition, unpack_newer
+from kernel_mounts import break_up, cut_off, facts, fill, loop, mounted, partition
 
 from imager import process
-from imager.errors import ProgramError
 from imager.extents.extents import Extents
 from imager.extents.used import used
 from imager.units import MIB
@@ -169,28 +168,6 @@ def test_what_the_kernel_here_does_not_mount(variant: str, tmp_path: Path) -> No
         process.run("xfs_metadump", "-o", "-g", copy, tmp_path / name)
         metadump.append(digest(tmp_path / name))
     assert metadump[0] == metadump[1]
-
-
-def test_features_of_newer_tools(tmp_path: Path) -> None:
-    disk = tmp_path / "disk.img"
-    unpack_newer("xfs-parent", disk)
-    before = map_of(disk)[1]
-    assert before.method == METHOD
-    with partition(disk) as device:
-        try:
-            process.run("mount", device, tmp_path)
-        except ProgramError:
-            pytest.skip("this kernel is older than 6.10")
-        process.run("umount", tmp_path)
-        with mounted(device, tmp_path / "mnt") as root:
-            fill(root)
-    volume, extents = map_of(disk)
-    assert extents.method == METHOD
-    with partition(disk) as device, mounted(device, tmp_path / "mnt", "ro") as root:
-        original = facts(root)
-    copy_used(disk, volume, extents, tmp_path / "copy.img", 77)
-    with loop(tmp_path / "copy.img") as device, mounted(device, tmp_path / "mnt", "ro") as root:
-        assert facts(root) == original
 
 
 def test_after_growing(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""NTFS, exFAT, F2FS and FAT as Linux itself writes them: in a guest, whose kernel knows them all.
+"""NTFS, exFAT, F2FS and FAT as Linux itself writes them, and XFS and btrfs with features that are newer than Debian 12:
+in a guest, whose kernel and tools know them all.
 
 The guest makes each variant, fills it, lets it live and unmounts it; one is cut off instead. What
 the maps leave out is then full of other bytes, and a second guest finds every file as it was.
@@ -99,6 +100,22 @@ KINDS = {
         "FAT",
         64,
         "iocharset=utf8",
+    ),
+    "xfs": Kind(
+        "xfs",
+        ("mkfs.xfs", "-q", "-f"),
+        (("-n", "parent=1"), ("-n", "parent=1", "-i", "exchange=1"), ("-i", "nrext64=1")),
+        ("xfs_repair", "-n"),
+        "XFS free space trees",
+        304,
+    ),
+    "btrfs": Kind(
+        "btrfs",
+        ("mkfs.btrfs", "-q", "-f"),
+        (("-O", "block-group-tree"), ("-O", "squota,block-group-tree"), ("-O", "^no-holes,quota")),
+        ("btrfs", "check", "--readonly"),
+        "btrfs trees",
+        160,
     ),
 }
 
