@@ -33,6 +33,8 @@ _NO_DISK: Final = re.compile(
 _COLUMNS: Final = "NAME,PATH,TYPE,SIZE,LOG-SEC,WWN,SERIAL,MODEL,TRAN,SUBSYSTEMS,RO,RM"
 _TRANSPORTS: Final = frozenset({"mmc", "nvme", "scsi", "usb", "virtio", "xen"})
 _FILE_SECTOR: Final = 512
+# Sectors that were written, and discarded; requests won't do, since a flush counts as one.
+_WRITE_FIELDS: Final = (6, 13)
 
 # QEMU marks an image it may write by locking byte 100 + 1 (its "write" permission, block/file-posix.c).
 _QEMU_WRITE_LOCK: Final = 101
@@ -216,6 +218,34 @@ def open_disk(path: Path) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
+
+
+@dataclass(frozen=True, slots=True)
+class WriteMark:
+    """How far writing to a disk or disk file had come at one moment.
+
+    Attributes:
+        path: the disk or file.
+        counts: of a device, sectors written and discarded since it is there (Documentation/block/stat.rst
+            of Linux); of a file, when it was changed, in nanoseconds.
+    """
+
+    path: Path
+    counts: tuple[int, ...]
+
+
+def write_mark(path: Path) -> WriteMark:
+    """Return a mark that equals a later one if nothing was written to a disk or file meanwhile.
+
+    What waits in a cache is not written yet.
+    """
+    status = path.stat()
+    if not stat.S_ISBLK(status.st_mode):
+        return WriteMark(path, (status.st_mtime_ns, status.st_ctime_ns))
+    fields = sysfs.read_text(sysfs.node_of(sysfs.number_of(status.st_rdev)) / "stat").split()
+    return WriteMark(
+        path, tuple(int(fields[place]) for place in _WRITE_FIELDS if place < len(fields))
+    )
 
 
 def size_of(fd: int) -> int:

@@ -11,6 +11,7 @@ import imager
 from imager import blockdev
 from imager.capture.pipeline import Pipeline, stages_of
 from imager.capture.planner import CapturePlan, VolumePlan
+from imager.capture.source import check_unwritten
 from imager.errors import SourceError
 from imager.repository.compression import Compressor
 from imager.repository.image import ExtentsNote, Manifest, Summary, VolumeSummary
@@ -67,6 +68,7 @@ def capture(
 
     Raises:
         SourceError: a disk can't be read, or changed its size meanwhile.
+        SourceInUse: something was written to a disk meanwhile.
         NoRoom: the repository is full.
         SecretError: the credential does not fit the repository.
     """
@@ -88,6 +90,7 @@ def capture(
                     summaries[item.volume.id] = _volume(item, pipeline, descriptor, advance)
                 if blockdev.size_of(descriptor) != item.disk.identity.size:
                     raise SourceError(f"{item.disk.origin} changed its size during the capture")
+        check_unwritten(plan.marks)
         image_id, summary = _finish(plan, session, started, summaries)
     return Captured(image_id, summary, session.counters.new_chunks, tuple(session.problems), stages)
 

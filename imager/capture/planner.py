@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from imager.blockdev import WriteMark
 from imager.extents.extents import Extents, every_sector
 from imager.extents.used import used_of_machine
 from imager.layout.disk import Disk, Volume
@@ -40,11 +41,13 @@ class CapturePlan:
     Attributes:
         machine: as the image will describe it.
         volumes: in the order of the layout.
+        marks: of the sources, from before anything of them was read.
         forensic: every sector is read, whatever it holds.
     """
 
     machine: Machine
     volumes: tuple[VolumePlan, ...]
+    marks: tuple[WriteMark, ...] = ()
     forensic: bool = False
 
     @property
@@ -78,4 +81,5 @@ def plan(sources: Sequence[ProbeSource], name: str, *, forensic: bool = False) -
     volumes = tuple(
         VolumePlan(*place, extents) for place, extents in zip(places, found, strict=True)
     )
-    return CapturePlan(machine, volumes, forensic)
+    marks = tuple(mark for source in sources for mark in source.marks)
+    return CapturePlan(machine, volumes, marks, forensic)

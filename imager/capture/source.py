@@ -9,13 +9,13 @@ import stat
 import struct
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from imager import blockdev, process
-from imager.blockdev import BlockDisk, UsageKind
+from imager import blockdev, process, sysfs
+from imager.blockdev import BlockDisk, UsageKind, WriteMark
 from imager.capture.qcow2 import Layer, is_qcow2, read_chain
 from imager.errors import (
     NoSuchDisk,
@@ -123,6 +123,7 @@ def open_source(path: Path) -> Iterator[ProbeSource]:
                 origin=str(path.absolute()),
                 identity=disk.identity,
                 of_this_machine=blockdev.is_machine_disk(disk.path),
+                marks=(blockdev.write_mark(disk.path),),
             )
             return
         if disk.identity.size == 0:
@@ -130,21 +131,50 @@ def open_source(path: Path) -> Iterator[ProbeSource]:
         _refuse_foreign(fd, path)
         if is_qcow2(fd):
             layers = read_chain(disk.path)
+            files = tuple(layer.path for layer in layers)
             raw = stack.enter_context(_exported(layers))
             identity = blockdev.identify(raw).identity
         else:
             _lock(fd, path)
+            files = (disk.path,)
             raw, identity = disk.path, disk.identity
-        yield ProbeSource(raw, str(path.absolute()), identity, of_this_machine=False)
+        yield ProbeSource(
+            path=raw,
+            origin=str(path.absolute()),
+            identity=identity,
+            of_this_machine=False,
+            marks=tuple(map(blockdev.write_mark, files)),
+        )
+
+
+def check_unwritten(marks: Iterable[WriteMark]) -> None:
+    """Make sure that nothing was written to sources since their marks were taken.
+
+    A disk with a partition that is mounted read-only can't be claimed: somebody may have mounted
+    it for writing meanwhile.
+
+    Raises:
+        SourceInUse: something was written.
+    """
+    for mark in marks:
+        if blockdev.write_mark(mark.path) != mark:
+            raise SourceInUse(
+                f"{mark.path} was written to while it was read; no image was made",
+                hint="Find out what writes to it, stop that, and capture again. " + _OFFLINE,
+            )
 
 
 def _drop_cache(fd: int, device: Path) -> None:
-    """Let reads come from the disk itself.
+    """Let reads come from the disk itself, and let it hold what was written to it before.
 
     The kernel caches a disk and each partition apart. While a partition is mounted, read-only too,
-    what was read of the disk earlier stays, and would hide what was written to another partition.
+    what was read of the disk earlier stays, and would hide what was written to another partition;
+    and what was written to a partition may wait in its cache for half a minute.
     """
     try:
+        for node in sysfs.partitions(sysfs.node_of(sysfs.number_of(os.fstat(fd).st_rdev))):
+            with blockdev.open_disk(sysfs.device_path(node)) as partition:
+                fcntl.ioctl(partition, _BLKFLSBUF)
         fcntl.ioctl(fd, _BLKFLSBUF)
     except OSError as error:
         raise SourceError(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from imager.blockdev import WriteMark
 from imager.errors import UsageError
 from imager.layout.disk import Disk, DiskIdentity
 from imager.layout.machine import Machine
@@ -39,12 +40,14 @@ class ProbeSource:
         origin: what people call it: the path they gave.
         identity: what it is recognised by.
         of_this_machine: a disk that is built into the machine that runs this.
+        marks: of the disk, or of each file that it is made of, from before anything was read.
     """
 
     path: Path
     origin: str
     identity: DiskIdentity
     of_this_machine: bool
+    marks: tuple[WriteMark, ...]
 
 
 def probe_machine(sources: Sequence[ProbeSource], name: str, *, every_gap: bool = False) -> Machine:

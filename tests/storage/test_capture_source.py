@@ -5,13 +5,16 @@ import json
 import os
 import random
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from restored_disks import Saved, run
 
 from imager import blockdev, process
 from imager.capture import source as source_module
+from imager.capture.pipeline import Pipeline
 from imager.capture.source import default_disks, open_source, open_sources
 from imager.errors import (
     NoSuchDisk,
@@ -54,7 +57,32 @@ def fuse_mounts() -> list[str]:
     return [line for line in lines if " - fuse " in line and "remetal-" in line]
 
 
+def capture(saved: Saved, disk: Path) -> int:
+    credential = str(saved.folder / "keys" / "capture.credential")
+    return run(["capture", str(saved.repository), "--disk", str(disk), "--credential", credential])
+
+
+def before_each_volume(patch: pytest.MonkeyPatch, deed: Callable[[], None]) -> None:
+    add_volume = Pipeline.add_volume
+
+    def with_deed(*words: Any) -> Any:
+        deed()
+        return add_volume(*words)
+
+    patch.setattr(Pipeline, "add_volume", with_deed)
+
+
 class TestRaw:
+    def test_written_to_meanwhile(
+        self, raw: Path, saved: Saved, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def write() -> None:
+            with raw.open("r+b") as file:
+                file.write(b"\0")
+
+        before_each_volume(monkeypatch, write)
+        assert capture(saved, raw) == SourceInUse.exit_code
+
     def test_is_itself(self, raw: Path) -> None:
         with open_source(raw) as source:
             assert source.path == raw
@@ -324,6 +352,14 @@ class TestDevice:
                 found = os.pread(file.fileno(), 29, offset)
         assert found == b"written through the partition"
 
+    def test_what_waits_in_the_cache_of_a_partition(self, device: Path) -> None:
+        with Path(f"{device}p1").open("r+b", buffering=0) as partition:
+            partition.write(b"written, and not on the disk yet" + bytes(480))
+            with open_source(device) as source, device.open("rb") as file:
+                offset = probe_machine([source], "x").disks[0].volumes[1].offset
+                found = os.pread(file.fileno(), 32, offset)
+        assert found == b"written, and not on the disk yet"
+
     def test_mounted(self, device: Path, tmp_path: Path) -> None:
         point = tmp_path / "point"
         point.mkdir()
@@ -341,6 +377,38 @@ class TestDevice:
             process.run("umount", point)
         assert "rescue medium" in caught.value.hint
         assert f"umount {point}" in caught.value.hint
+
+    def test_written_to_meanwhile(
+        self,
+        device: Path,
+        saved: Saved,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """A disk with a partition that is mounted read-only can't be claimed."""
+        point = tmp_path / "point"
+        point.mkdir()
+        images = saved.repository / "images"
+        before = set(images.iterdir())
+        process.run("mke2fs", "-q", "-F", "-t", "ext4", f"{device}p1")
+        process.run("mount", "-o", "ro", f"{device}p1", point)
+
+        def write() -> None:
+            if not (point / "new").exists():
+                process.run("mount", "-o", "remount,rw", point)
+                (point / "new").write_text("written meanwhile")
+                process.run("mount", "-o", "remount,ro", point)
+
+        try:
+            with monkeypatch.context() as patch:
+                before_each_volume(patch, write)
+                assert capture(saved, device) == SourceInUse.exit_code
+            assert "was written to while it was read; no image" in capsys.readouterr().err
+            assert set(images.iterdir()) == before
+            assert capture(saved, device) == 0
+        finally:
+            process.run("umount", point)
 
     def test_its_file_is_in_use(self, device: Path, raw: Path) -> None:
         with pytest.raises(SourceInUse, match="is attached read-write") as caught, open_source(raw):

@@ -35,7 +35,7 @@ def test_id(dmi: str | None, machine_id: str | None, expected: str | None, tmp_p
 
 
 def source(path: Path) -> ProbeSource:
-    return ProbeSource(path, f"/srv/{path.name}", blockdev.identify(path).identity, False)
+    return ProbeSource(path, f"/srv/{path.name}", blockdev.identify(path).identity, False, ())
 
 
 def make(path: Path) -> ProbeSource:
