@@ -9,7 +9,7 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +20,10 @@ BLOCK: Final = 4096
 LEAST_BLOCKS: Final = 8
 MOST_BLOCKS: Final = 128
 LEAST_ZERO_BLOCKS: Final = 16
+# A chunk that may still grow, and zeros that may become a run.
+MOST_UNDECIDED: Final = (MOST_BLOCKS + LEAST_ZERO_BLOCKS) * BLOCK
 _WORDS: Final = BLOCK // 8
 _SAMPLE: Final = slice(5, _WORDS, 64)
-_SAMPLES: Final = 8
 _CUT_BELOW: Final = np.uint64(1 << 59)
 
 
@@ -33,13 +34,12 @@ class PieceKind(Enum):
     ZERO = 2
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """A decided part of the buffer: a chunk, or a zero run.
+class Piece(NamedTuple):
+    """A decided part of an extent: a chunk, or a zero run.
 
     Attributes:
         kind: data or zero.
-        start: first byte in the buffer.
+        start: first byte, counted from where what was undecided before began.
         end: first byte after.
     """
 
@@ -48,8 +48,44 @@ class Piece:
     end: int
 
 
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """All of some blocks that matters for where they are cut.
+
+    Attributes:
+        zero: which of them are zero, shape (n,).
+        cuts: numbers of those after which a cut may be, ascending.
+        size: bytes; less than n blocks have if the last one is cut short.
+    """
+
+    zero: NDArray[np.bool_]
+    cuts: NDArray[np.int64]
+    size: int
+
+    def followed_by(self, more: "Examined") -> "Examined":
+        """Return these blocks and those that come after them."""
+        if not len(self.zero):
+            return more
+        return Examined(
+            np.concatenate((self.zero, more.zero)),
+            np.concatenate((self.cuts, more.cuts + len(self.zero))),
+            self.size + more.size,
+        )
+
+    def from_block(self, first: int) -> "Examined":
+        """Return the blocks from one on."""
+        cuts = self.cuts[np.searchsorted(self.cuts, first) :] - first
+        return Examined(self.zero[first:].copy(), cuts, max(self.size - first * BLOCK, 0))
+
+
+_NOTHING: Final = Examined(np.zeros(0, dtype=np.bool_), np.zeros(0, dtype=np.int64), 0)
+
+
 class Chunker:
-    """Cuts one extent, given in consecutive buffers; make a new one for each extent.
+    """Cuts one extent, part by part; make a new one for each extent.
+
+    What is costly, `examine`, depends on nothing else and is safe from any thread; deciding is for
+    one thread at a time, in the order of the parts.
 
     Args:
         cut_key: of the group, 32 bytes.
@@ -58,60 +94,70 @@ class Chunker:
     def __init__(self, cut_key: bytes) -> None:
         self._multipliers = np.frombuffer(hashlib.sha512(cut_key).digest(), "<u8") | np.uint64(1)
         self._in_zero = False
+        self._rest = _NOTHING
 
-    def skip(self, zeros: int) -> Piece | None:
-        """Decide zeros that come next without looking at them, if all before is decided.
+    @property
+    def undecided(self) -> int:
+        """Bytes before the next part that are no piece yet, at most `MOST_UNDECIDED`."""
+        return self._rest.size
+
+    def examine(self, data: memoryview) -> Examined:
+        """Look at a part: whole blocks, but for the end of the extent."""
+        whole = len(data) // BLOCK
+        words = np.frombuffer(data, "<u8", count=whole * _WORDS).reshape(whole, _WORDS)
+        prints = np.ascontiguousarray(words[:, _SAMPLE]) @ self._multipliers
+        zero = _zero_blocks(words, prints == 0)
+        cuts = np.flatnonzero(prints + self._multipliers[0] < _CUT_BELOW)
+        if len(data) % BLOCK:
+            tail = np.frombuffer(data, "u1", offset=whole * BLOCK)
+            zero = np.append(zero, not tail.any())
+        return Examined(zero, cuts, len(data))
+
+    def decide(self, examined: Examined, *, final: bool) -> list[Piece]:
+        """Decide as much as can be decided with one more part.
 
         Args:
-            zeros: bytes of them; whole blocks, or up to the end of the extent.
+            examined: the part.
+            final: whether the extent ends with it; then nothing is left undecided.
 
         Returns:
-            Their piece, as if they began a buffer; None if they are too few to be a zero run.
+            The pieces, in order and without gaps.
         """
-        if zeros < (1 if self._in_zero else LEAST_ZERO_BLOCKS * BLOCK):
-            return None
-        self._in_zero = True
-        return Piece(PieceKind.ZERO, 0, zeros)
+        known = self._rest.followed_by(examined)
+        line = _Line(known.cuts.tolist(), known.size)
+        self._in_zero = self._decide(known.zero, line, final=final)
+        self._rest = known.from_block(line.position)
+        return line.pieces
 
-    def cut(self, data: memoryview, *, final: bool) -> tuple[list[Piece], int]:
-        """Decide as much of a buffer as can be decided.
+    def decide_zeros(self, size: int, *, final: bool) -> list[Piece]:
+        """Decide a part of zeros that nobody has looked at.
 
         Args:
-            data: what was left of the last buffer, followed by what comes next.
-            final: whether the extent ends with this buffer.
-
-        Returns:
-            The pieces, in order and without gaps, and how many bytes they cover. The caller gives
-            the rest again, in front of what comes next; with `final` there is no rest.
+            size: bytes, at least `LEAST_ZERO_BLOCKS` blocks; whole blocks, but for the end of the
+                extent.
+            final: as for `decide`.
         """
-        zero, cuts = self._examine(data)
+        enough = LEAST_ZERO_BLOCKS * BLOCK
+        zeros = Examined(np.ones(LEAST_ZERO_BLOCKS, dtype=np.bool_), _NOTHING.cuts, enough)
+        pieces = self.decide(zeros, final=final)
+        pieces[-1] = pieces[-1]._replace(end=pieces[-1].end + size - enough)
+        return pieces
+
+    def _decide(self, zero: NDArray[np.bool_], line: "_Line", *, final: bool) -> bool:
+        """Append all that can be decided to a line; return whether a zero run may go on after it."""
         blocks = len(zero)
-        line = _Line(cuts, len(data))
         for start, end in _zero_runs(zero, continues=self._in_zero):
             open_end = end == blocks and not final
             if end - start < LEAST_ZERO_BLOCKS and not (start == 0 and self._in_zero):
                 if open_end:
                     line.cut(start, closed=False)
-                    self._in_zero = False
-                    return line.pieces, line.covered
+                    return False
                 continue
             line.cut(start, closed=True)
             line.append(PieceKind.ZERO, end)
-        self._in_zero = line.position == blocks and bool(line.pieces)
+        goes_on = line.position == blocks and bool(line.pieces)
         line.cut(blocks, closed=final)
-        return line.pieces, line.covered
-
-    def _examine(self, data: memoryview) -> tuple[NDArray[np.bool_], list[int]]:
-        """Return which blocks are zero, and the numbers of blocks after which a cut may be."""
-        whole = len(data) // BLOCK
-        words = np.frombuffer(data, "<u8", count=whole * _WORDS).reshape(whole, _WORDS)
-        prints = np.ascontiguousarray(words[:, _SAMPLE]) @ self._multipliers
-        zero = _zero_blocks(words, prints == 0)
-        cuts = np.flatnonzero(prints + self._multipliers[0] < _CUT_BELOW).tolist()
-        if len(data) % BLOCK:
-            tail = np.frombuffer(data, "u1", offset=whole * BLOCK)
-            zero = np.append(zero, not tail.any())
-        return zero, cuts
+        return goes_on
 
 
 def _zero_blocks(words: NDArray[np.uint64], candidates: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -151,11 +197,6 @@ class _Line:
         self._size = size
         self.pieces: list[Piece] = []
         self.position = 0
-
-    @property
-    def covered(self) -> int:
-        """Bytes that the pieces cover."""
-        return min(self.position * BLOCK, self._size)
 
     def append(self, kind: PieceKind, end: int) -> None:
         """Let a piece end before a block."""

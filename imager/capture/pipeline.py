@@ -1,13 +1,16 @@
 """From the extents of a volume to its map: read, cut, hash, look up, compress, seal, pack, store.
 
-One thread reads, cuts and arranges; others hash, compress and seal, in native code that releases
-the GIL; others again store packs (`pack_store`). Batches are taken back in order, so that the map
-needs no sorting and is written while the volume is read.
+A worker takes a part of an extent and does all with it up to sealing, so that what it reads stays
+in the caches of its processor until it is hashed; native code that releases the GIL does the work.
+Only where cuts are is decided in turns, in the order of the disk. One more thread takes what is
+done, in order, so that the map needs no sorting and is written while the volume is read; others
+store packs (`pack_store`).
 
-Every queue is bounded. In memory are at most `_MOST_BATCHES` batches (8 MiB each, and what they are
-sealed to), and the packs that `pack_store` allows.
+Every queue is bounded. In memory are at most `_MOST_PARTS` parts (16 MiB each) or what they are
+sealed to, and the packs that `pack_store` allows.
 """
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,8 +19,8 @@ from typing import Final, Self
 
 import numpy as np
 
-from imager.capture.chunker import PieceKind
-from imager.capture.reader import Batch, Buffers, Reader
+from imager.capture.chunker import MOST_UNDECIDED, PieceKind
+from imager.capture.reader import SEGMENT, ExtentReader, Part, Reader
 from imager.extents.extents import Extents
 from imager.layout.disk import Volume
 from imager.repository import pack_store
@@ -25,10 +28,11 @@ from imager.repository.chunk import FREE, ZERO, Codec
 from imager.repository.session import Session
 from imager.repository.volume_map import Root, TreeWriter, runs
 from imager.stages import Lane, Stages
+from imager.thread_buffers import ThreadBuffers
 
-# So many batches for each worker, that none waits while the first thread is busy with one.
-_BATCHES: Final = 2
-_MOST_BATCHES: Final = 12
+# So many parts for each worker, that none waits while what is done before is taken.
+_PARTS: Final = 2
+_MOST_PARTS: Final = 12
 
 Advance = Callable[[int], None]
 
@@ -37,15 +41,10 @@ def stages_of(workers: int) -> Stages:
     """Return what counts the time of a capture.
 
     Args:
-        workers: threads that hash, compress and seal.
+        workers: threads that read, cut, hash, compress and seal.
     """
-    return Stages(
-        (
-            Lane("read", 1, ("read", "cut")),
-            Lane("work", workers, ("hash", "look up", "compress", "seal")),
-            pack_store.LANE,
-        )
-    )
+    work = ("read", "cut", "hash", "look up", "compress", "seal")
+    return Stages((Lane("work", workers, work), pack_store.LANE))
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +59,15 @@ class _Blob:
 
 @dataclass(frozen=True, slots=True)
 class _Done:
-    """A batch that was worked on.
+    """A part that was worked on.
 
     Attributes:
+        offset: where the first of its pieces begins, in the volume.
         runs: length and id of each of its pieces.
         blobs: what of it is new.
     """
 
+    offset: int
     runs: list[tuple[int, bytes]]
     blobs: list[_Blob]
 
@@ -76,7 +77,7 @@ class Pipeline:
 
     Args:
         session: takes chunks and maps.
-        workers: threads that hash, compress and seal.
+        workers: threads that read, cut, hash, compress and seal.
         stages: counts what all of it takes.
     """
 
@@ -84,8 +85,8 @@ class Pipeline:
         self._session = session
         self._stages = stages or stages_of(workers)
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="work")
-        self._buffers = Buffers()
-        self._most_batches = min(_BATCHES * workers + 2, _MOST_BATCHES)
+        self._buffers = ThreadBuffers(MOST_UNDECIDED + SEGMENT)
+        self._most_parts = min(_PARTS * workers + 2, _MOST_PARTS)
 
     def __enter__(self) -> Self:
         return self
@@ -112,42 +113,40 @@ class Pipeline:
             NoRoom: the repository is full.
         """
         line = _RunLine(self._session.new_map())
-        queue: deque[tuple[Batch, Future[_Done]]] = deque()
-        reader = Reader(
-            descriptor, volume.offset, self._session.cut_key, self._buffers, self._stages
-        )
+        queue: deque[tuple[Part, Future[_Done]]] = deque()
+        reader = Reader(descriptor, volume.offset)
         for offset, length in np.asarray(extents.ranges).tolist():
-            for batch in reader.read_extent(offset, length):
-                queue.append((batch, self._pool.submit(self._process, batch)))
-                if len(queue) >= self._most_batches:
+            extent = ExtentReader(reader, self._session.cut_key, self._stages)
+            for number, part in enumerate(reader.parts(offset, length)):
+                queue.append((part, self._pool.submit(self._process, extent, number, part)))
+                if len(queue) >= self._most_parts:
                     self._take(*queue.popleft(), line, advance)
         while queue:
             self._take(*queue.popleft(), line, advance)
         return line.finish(volume.length), line.used
 
-    def _process(self, batch: Batch) -> _Done:
+    def _process(self, extent: ExtentReader, number: int, part: Part) -> _Done:
+        buffer = self._buffers.of(MOST_UNDECIDED + SEGMENT)
+        begin, pieces = extent.cut(number, part, buffer)
         chunks = [
-            batch.buffer[piece.start : piece.end]
-            for piece in batch.pieces
+            buffer[begin + piece.start : begin + piece.end]
+            for piece in pieces
             if piece.kind is PieceKind.DATA
         ]
         with self._stages.within("hash", sum(map(len, chunks))):
             identities = [self._session.identify(chunk) for chunk in chunks]
         with self._stages.within("look up"):
             claimed = self._session.claim(identities)
-        new = [
-            (identity, chunk)
-            for identity, chunk, is_new in zip(identities, chunks, claimed, strict=True)
-            if is_new
-        ]
+        new = [*itertools.compress(zip(identities, chunks, strict=True), claimed)]
         in_order = iter(identities)
         return _Done(
+            part.offset - (MOST_UNDECIDED - begin),
             [
                 (
                     piece.end - piece.start,
                     next(in_order) if piece.kind is PieceKind.DATA else ZERO,
                 )
-                for piece in batch.pieces
+                for piece in pieces
             ],
             self._seal(new) if new else [],
         )
@@ -166,16 +165,13 @@ class Pipeline:
                 for (identity, chunk), (body, codec) in zip(new, bodies, strict=True)
             ]
 
-    def _take(
-        self, batch: Batch, future: Future[_Done], line: "_RunLine", advance: Advance
-    ) -> None:
+    def _take(self, part: Part, future: Future[_Done], line: "_RunLine", advance: Advance) -> None:
         done = future.result()
         for new in done.blobs:
             self._session.add(new.identity, new.blob, new.length, new.codec)
-        line.fill_free(batch.offset)
+        line.fill_free(done.offset)
         line.extend(done.runs)
-        advance(batch.size)
-        self._buffers.give_back(batch.buffer)
+        advance(part.length)
 
 
 class _RunLine:

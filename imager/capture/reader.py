@@ -1,141 +1,181 @@
-"""Reads the extents of a volume and cuts them; the source is only ever read."""
+"""Reads the extents of a volume, part by part, and cuts them; the source is only ever read."""
 
 import errno
 import os
 import stat
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
 from imager import blockdev
-from imager.capture.chunker import BLOCK, LEAST_ZERO_BLOCKS, Chunker, Piece
+from imager.capture.chunker import BLOCK, LEAST_ZERO_BLOCKS, MOST_UNDECIDED, Chunker, Piece
 from imager.stages import Stages
-from imager.thread_buffers import page_buffer
 from imager.units import MIB, round_up
 
 # Each costs some hundred microseconds of Python; they should be lost in what native code takes.
-SEGMENT: Final = 8 * MIB
-
-
-class Buffers:
-    """Buffers of `SEGMENT` bytes that are used again: fresh memory costs as much as reading."""
-
-    def __init__(self) -> None:
-        self._free: list[memoryview] = []
-
-    def take(self) -> memoryview:
-        """Return a buffer that nobody else uses."""
-        return self._free.pop() if self._free else page_buffer(SEGMENT)
-
-    def give_back(self, buffer: memoryview) -> None:
-        """Take a buffer back whose content nobody needs any more."""
-        self._free.append(buffer)
+SEGMENT: Final = 16 * MIB
+_LEAST_HOLE: Final = LEAST_ZERO_BLOCKS * BLOCK
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
-    """Decided pieces and the buffer they lie in.
+class Part:
+    """A part of an extent.
 
     Attributes:
-        offset: where the buffer begins, in bytes relative to the volume.
-        buffer: whole, to be given back when all of it is done.
-        pieces: in order, without gaps, from the buffer's first byte; zeros may go beyond its end.
+        offset: of its first byte, relative to the volume.
+        length: bytes; whole blocks, but for the end of the extent. At most `SEGMENT`, unless it is
+            a hole.
+        is_hole: of a disk file: zeros that need no reading, enough for a zero run.
+        is_last: the extent ends with it.
     """
 
     offset: int
-    buffer: memoryview
-    pieces: list[Piece]
-
-    @property
-    def size(self) -> int:
-        """Bytes of the volume that are decided."""
-        return self.pieces[-1].end if self.pieces else 0
+    length: int
+    is_hole: bool
+    is_last: bool
 
 
 class Reader:
-    """Reads and cuts; for one thread.
+    """Reads a volume; `read` is safe from any thread.
 
     Args:
         descriptor: of the disk, open for reading.
         base: first byte of the volume on the disk.
-        cut_key: of the group.
-        buffers: each batch takes one of them.
-        stages: counts `read` and `cut`.
     """
 
-    def __init__(
-        self, descriptor: int, base: int, cut_key: bytes, buffers: Buffers, stages: Stages
-    ) -> None:
+    def __init__(self, descriptor: int, base: int) -> None:
         self._descriptor = descriptor
         self._base = base
-        self._cut_key = cut_key
-        self._buffers = buffers
-        self._stages = stages
         self._is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
 
-    def read_extent(self, offset: int, length: int) -> Iterator[Batch]:
-        """Yield one extent as batches of chunks and zero runs.
+    def parts(self, offset: int, length: int) -> Iterator[Part]:
+        """Yield the parts of an extent, in order.
 
         Args:
             offset: first byte of the extent in the volume.
             length: bytes of the extent.
-
-        Raises:
-            TruncatedSource: the disk ends within the extent.
-            UnreadableSource: the disk gives a read error.
         """
-        chunker = Chunker(self._cut_key)
-        rest = b""
         end = offset + length
         while offset < end:
-            buffer = self._buffers.take()
-            if not rest and (zeros := chunker.skip(self._hole(offset, end))):
-                yield Batch(offset, buffer, [zeros])
-                offset += zeros.end
-                continue
-            size = min(SEGMENT, end - offset, self._before_hole(offset, len(rest)))
-            buffer[: len(rest)] = rest
-            with self._stages.within("read", size - len(rest)):
-                start = self._base + offset + len(rest)
-                blockdev.read_into(self._descriptor, start, buffer[len(rest) : size])
-            with self._stages.within("cut", size):
-                pieces, covered = chunker.cut(buffer[:size], final=offset + size == end)
-            rest = bytes(buffer[covered:size])
-            yield Batch(offset, buffer, pieces)
-            offset += covered
+            hole = self._hole(offset, end)
+            is_hole = hole >= _LEAST_HOLE
+            size = hole if is_hole else self._before_hole(offset, end)
+            yield Part(offset, size, is_hole, offset + size == end)
+            offset += size
+
+    def read(self, part: Part, buffer: memoryview) -> None:
+        """Fill a buffer with a part.
+
+        Raises:
+            TruncatedSource: the disk ends within it.
+            UnreadableSource: the disk gives a read error.
+        """
+        blockdev.read_into(self._descriptor, self._base + part.offset, buffer)
 
     def _hole(self, offset: int, end: int) -> int:
-        """Return how many bytes of a disk file from there on are a hole: zeros that need no reading.
-
-        Args:
-            offset: in the volume.
-            end: of the extent.
-        """
-        start = self._base + offset
-        data = self._seek(start, os.SEEK_DATA)
+        """Return how many bytes from an offset on are a hole: whole blocks, or up to the end."""
+        data = self._seek(offset, os.SEEK_DATA)
         if data is None:
             return 0
-        hole = max(min(data - start, end - offset), 0)
-        return hole if hole == end - offset else hole // BLOCK * BLOCK
+        hole = max(min(data, end) - offset, 0)
+        return hole if offset + hole == end else hole // BLOCK * BLOCK
 
-    def _before_hole(self, offset: int, known: int) -> int:
-        """Return how much to read so that a hole that comes is known for a zero run.
+    def _before_hole(self, offset: int, end: int) -> int:
+        """Return how much is to be read before a hole that is worth it."""
+        limit = min(offset + SEGMENT, end)
+        position = offset
+        while position < limit:
+            start = self._seek(position, os.SEEK_HOLE)
+            if start is None or start >= limit:
+                break
+            start = offset + round_up(start - offset, BLOCK)
+            if start < limit and self._hole(start, end) >= _LEAST_HOLE:
+                return start - offset
+            position = max(self._seek(start, os.SEEK_DATA) or limit, position + BLOCK)
+        return limit - offset
 
-        Args:
-            offset: in the volume.
-            known: bytes from there on that were read already.
-        """
-        start = self._base + offset
-        hole = self._seek(start + known, os.SEEK_HOLE)
-        if hole is None:
-            return SEGMENT
-        return round_up(hole - start, BLOCK) + LEAST_ZERO_BLOCKS * BLOCK
-
-    def _seek(self, position: int, what: int) -> int | None:
-        """Return where the next data or hole of a disk file begins; None if nobody knows."""
+    def _seek(self, offset: int, what: int) -> int | None:
+        """Return where the next data or hole of a disk file begins, in the volume; None if nobody knows."""
         if not self._is_file:
             return None
         try:
-            return os.lseek(self._descriptor, position, what)
+            return os.lseek(self._descriptor, self._base + offset, what) - self._base
         except OSError as error:
-            return blockdev.size_of(self._descriptor) if error.errno == errno.ENXIO else None
+            if error.errno != errno.ENXIO:
+                return None
+            return blockdev.size_of(self._descriptor) - self._base
+
+
+class _Turns:
+    """Lets threads through one by one, in the order of their numbers, each number once."""
+
+    def __init__(self) -> None:
+        self._next = 0
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def of(self, number: int) -> Iterator[Callable[[], None]]:
+        """Yield what waits for the turn of a number; it is passed on at the end, also after an error."""
+
+        def wait() -> None:
+            with self._changed:
+                self._changed.wait_for(lambda: self._next == number)
+
+        try:
+            yield wait
+        finally:
+            wait()
+            with self._changed:
+                self._next += 1
+                self._changed.notify_all()
+
+
+class ExtentReader:
+    """An extent that is being read and cut by several threads, each part by one of them.
+
+    Args:
+        reader: of the volume.
+        cut_key: of the group.
+        stages: counts `read` and `cut`.
+    """
+
+    def __init__(self, reader: Reader, cut_key: bytes, stages: Stages) -> None:
+        self._reader = reader
+        self._chunker = Chunker(cut_key)
+        self._stages = stages
+        self._rest = b""
+        self._turns = _Turns()
+
+    def cut(self, number: int, part: Part, buffer: memoryview) -> tuple[int, list[Piece]]:
+        """Read a part and cut it.
+
+        Args:
+            number: of the part in the extent, from 0; those before must have been begun.
+            part: the part.
+            buffer: room for `MOST_UNDECIDED` bytes and the part.
+
+        Returns:
+            Where in the buffer the pieces begin that can be decided now, and these. Their bytes lie
+            there, but for a zero run's.
+        """
+        end = MOST_UNDECIDED + part.length
+        with self._turns.of(number) as wait:
+            examined = None
+            if not part.is_hole:
+                data = buffer[MOST_UNDECIDED:end]
+                with self._stages.within("read", part.length):
+                    self._reader.read(part, data)
+                with self._stages.within("cut", part.length):
+                    examined = self._chunker.examine(data)
+            wait()
+            begin = MOST_UNDECIDED - len(self._rest)
+            buffer[begin:MOST_UNDECIDED] = self._rest
+            with self._stages.within("cut"):
+                if examined is None:
+                    pieces = self._chunker.decide_zeros(part.length, final=part.is_last)
+                else:
+                    pieces = self._chunker.decide(examined, final=part.is_last)
+            self._rest = bytes(buffer[end - self._chunker.undecided : end])
+        return begin, pieces

@@ -77,16 +77,19 @@ def prepare(image: Path, folder: Path, level: int) -> None:
 def _chunks(descriptor: int, planned: VolumePlan) -> Iterator[tuple[int, memoryview]]:
     """Yield the chunks of a volume, each with its place on the disk."""
     for offset, length in planned.extents.ranges.tolist():
-        chunker, place = Chunker(_KEY), planned.volume.offset + offset
-        end = place + length
-        while place < end:
-            buffer = memoryview(bytearray(min(_CUT_AT_ONCE, end - place)))
-            blockdev.read_into(descriptor, place, buffer)
-            pieces, covered = chunker.cut(buffer, final=place + len(buffer) == end)
+        chunker, begin = Chunker(_KEY), planned.volume.offset + offset
+        rest = b""
+        for place in range(begin, begin + length, _CUT_AT_ONCE):
+            size = min(_CUT_AT_ONCE, begin + length - place)
+            buffer = memoryview(bytearray(len(rest) + size))
+            buffer[: len(rest)] = rest
+            new = buffer[len(rest) :]
+            blockdev.read_into(descriptor, place, new)
+            pieces = chunker.decide(chunker.examine(new), final=place + size == begin + length)
             for piece in pieces:
                 if piece.kind is PieceKind.DATA:
-                    yield place + piece.start, buffer[piece.start : piece.end]
-            place += covered
+                    yield place - len(rest) + piece.start, buffer[piece.start : piece.end]
+            rest = bytes(buffer[len(buffer) - chunker.undecided :])
 
 
 class Parts:

@@ -3,15 +3,16 @@
 import os
 import random
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from imager import blockdev
-from imager.capture.chunker import BLOCK, PieceKind
+from imager.capture.chunker import BLOCK, MOST_UNDECIDED, PieceKind
 from imager.capture.pipeline import stages_of
-from imager.capture.reader import Buffers, Reader
-from imager.errors import TruncatedSource
+from imager.capture.reader import SEGMENT, ExtentReader, Part, Reader
+from imager.errors import TruncatedSource, UnreadableSource
 from imager.units import GIB, MIB
 
 KEY = b"k" * 32
@@ -21,17 +22,20 @@ Found = list[tuple[PieceKind, int, int, bytes]]
 def read(path: Path, base: int, offset: int, length: int) -> Found:
     """Return kind, start, end and content of all pieces, zero runs joined."""
     found: Found = []
-    buffers = Buffers()
+    buffer = memoryview(bytearray(MOST_UNDECIDED + SEGMENT))
     with blockdev.open_disk(path) as fd:
-        for batch in Reader(fd, base, KEY, buffers, stages_of(1)).read_extent(offset, length):
-            for piece in batch.pieces:
-                start, end = batch.offset + piece.start, batch.offset + piece.end
+        reader = Reader(fd, base)
+        extent = ExtentReader(reader, KEY, stages_of(1))
+        for number, part in enumerate(reader.parts(offset, length)):
+            begin, pieces = extent.cut(number, part, buffer)
+            first = part.offset - (MOST_UNDECIDED - begin)
+            for piece in pieces:
+                start, end = first + piece.start, first + piece.end
                 is_zero = piece.kind is PieceKind.ZERO
-                data = b"" if is_zero else bytes(batch.buffer[piece.start : piece.end])
+                data = b"" if is_zero else bytes(buffer[begin + piece.start : begin + piece.end])
                 if found and is_zero and found[-1][0] is PieceKind.ZERO:
                     start = found.pop()[1]
                 found.append((piece.kind, start, end, data))
-            buffers.give_back(batch.buffer)
     return found
 
 
@@ -98,3 +102,22 @@ def test_a_hole_of_a_tebibyte_takes_no_time(
 def test_a_disk_that_ends_too_early_is_an_error(sparse: Path) -> None:
     with pytest.raises(TruncatedSource):
         read(sparse, 0, 0, 200 * MIB)
+
+
+def test_after_an_error_those_that_come_next_do_not_wait_for_ever(sparse: Path) -> None:
+    class Bad(Reader):
+        def read(self, part: Part, buffer: memoryview) -> None:
+            if part.offset == 50 * MIB:
+                raise UnreadableSource("a bad sector")
+            super().read(part, buffer)
+
+    def work(number: int) -> None:
+        buffer = memoryview(bytearray(MOST_UNDECIDED + SEGMENT))
+        extent.cut(number, Part(10 * MIB * number, 10 * MIB, False, number == 14), buffer)
+
+    with blockdev.open_disk(sparse) as fd:
+        extent = ExtentReader(Bad(fd, 0), KEY, stages_of(3))
+        with ThreadPoolExecutor(3) as pool:
+            futures = [pool.submit(work, number) for number in range(15)]
+            errors = [type(future.exception(timeout=60)) for future in futures]
+    assert errors == [type(None)] * 5 + [UnreadableSource] + [type(None)] * 9
