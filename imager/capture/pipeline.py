@@ -19,14 +19,14 @@ from typing import Final, Self
 
 import numpy as np
 
-from imager.capture.chunker import MOST_UNDECIDED, PieceKind
+from imager.capture.chunker import MOST_UNDECIDED, Piece, PieceKind
 from imager.capture.reader import SEGMENT, ExtentReader, Part, Reader
 from imager.extents.extents import Extents
 from imager.layout.disk import Volume
 from imager.repository import pack_store
-from imager.repository.chunk import FREE, ZERO, Codec
+from imager.repository.chunk import FREE, ID, ZERO, Codec
 from imager.repository.session import Session
-from imager.repository.volume_map import Root, TreeWriter, runs
+from imager.repository.volume_map import RUN, Root, Runs, TreeWriter, are_chunks, runs
 from imager.stages import Lane, Stages
 from imager.thread_buffers import ThreadBuffers
 
@@ -63,12 +63,12 @@ class _Done:
 
     Attributes:
         offset: where the first of its pieces begins, in the volume.
-        runs: length and id of each of its pieces.
+        runs: of its pieces.
         blobs: what of it is new.
     """
 
     offset: int
-    runs: list[tuple[int, bytes]]
+    runs: Runs
     blobs: list[_Blob]
 
 
@@ -112,7 +112,7 @@ class Pipeline:
             SourceError: the disk can't be read.
             NoRoom: the repository is full.
         """
-        line = _RunLine(self._session.new_map())
+        line = RunLine(self._session.new_map())
         queue: deque[tuple[Part, Future[_Done]]] = deque()
         reader = Reader(descriptor, volume.offset)
         for offset, length in np.asarray(extents.ranges).tolist():
@@ -138,16 +138,9 @@ class Pipeline:
         with self._stages.within("look up"):
             claimed = self._session.claim(identities)
         new = [*itertools.compress(zip(identities, chunks, strict=True), claimed)]
-        in_order = iter(identities)
         return _Done(
             part.offset - (MOST_UNDECIDED - begin),
-            [
-                (
-                    piece.end - piece.start,
-                    next(in_order) if piece.kind is PieceKind.DATA else ZERO,
-                )
-                for piece in pieces
-            ],
+            _runs_of(pieces, identities),
             self._seal(new) if new else [],
         )
 
@@ -165,7 +158,7 @@ class Pipeline:
                 for (identity, chunk), (body, codec) in zip(new, bodies, strict=True)
             ]
 
-    def _take(self, part: Part, future: Future[_Done], line: "_RunLine", advance: Advance) -> None:
+    def _take(self, part: Part, future: Future[_Done], line: "RunLine", advance: Advance) -> None:
         done = future.result()
         for new in done.blobs:
             self._session.add(new.identity, new.blob, new.length, new.codec)
@@ -174,7 +167,17 @@ class Pipeline:
         advance(part.length)
 
 
-class _RunLine:
+def _runs_of(pieces: Sequence[Piece], identities: Sequence[bytes]) -> Runs:
+    """Return the runs of pieces, given the ids of those that are chunks."""
+    found = np.empty(len(pieces), dtype=RUN)
+    found["length"] = [piece.end - piece.start for piece in pieces]
+    is_chunk = np.fromiter((piece.kind is PieceKind.DATA for piece in pieces), np.bool_)
+    found["id"][~is_chunk] = np.frombuffer(ZERO, ID)
+    found["id"][is_chunk] = np.frombuffer(b"".join(identities), ID)
+    return found
+
+
+class RunLine:
     """A map in the making: runs in order, neighbours of the same kind joined.
 
     Args:
@@ -184,39 +187,33 @@ class _RunLine:
     def __init__(self, tree: TreeWriter) -> None:
         self._tree = tree
         self._end = 0
-        self._open: tuple[int, bytes] | None = None
+        self._open = runs([])
         self.used = 0
 
-    def extend(self, pieces: Sequence[tuple[int, bytes]]) -> None:
-        """Take the next pieces: chunks, zeros or free."""
-        rows = []
-        for length, identity in pieces:
-            self._end += length
-            if identity in {ZERO, FREE}:
-                if self._open is not None and self._open[1] == identity:
-                    self._open = (self._open[0] + length, identity)
-                    continue
-                rows += self._closed()
-                self._open = (length, identity)
-            else:
-                rows += self._closed()
-                rows.append((length, identity))
-                self.used += length
-        if rows:
-            self._tree.add(runs(rows))
+    def extend(self, more: Runs) -> None:
+        """Take the next runs: chunks, zeros or free; no two neighbours among them are both zero or free."""
+        if not len(more):
+            return
+        lengths, is_chunk = more["length"], are_chunks(more)
+        self._end += int(lengths.sum())
+        self.used += int(lengths[is_chunk].sum())
+        if len(self._open) and self._open["id"][0] == more["id"][0]:
+            lengths[0] += self._open["length"][0]
+        else:
+            more = np.concatenate((self._open, more))
+        keep = len(more) - (not is_chunk[-1])
+        self._open = more[keep:]
+        if keep:
+            self._tree.add(more[:keep])
 
     def fill_free(self, offset: int) -> None:
         """Say that nothing matters up to an offset in the volume."""
         if offset > self._end:
-            self.extend([(offset - self._end, FREE)])
+            self.extend(runs([(offset - self._end, FREE)]))
 
     def finish(self, length: int) -> Root:
         """Return the root of the map of a volume of so many bytes."""
         self.fill_free(length)
-        if rows := self._closed():
-            self._tree.add(runs(rows))
+        if len(self._open):
+            self._tree.add(self._open)
         return self._tree.finish()
-
-    def _closed(self) -> list[tuple[int, bytes]]:
-        rows, self._open = [] if self._open is None else [self._open], None
-        return rows
