@@ -6,8 +6,8 @@ Only where cuts are is decided in turns, in the order of the disk. One more thre
 done, in order, so that the map needs no sorting and is written while the volume is read; others
 store packs (`pack_store`).
 
-Every queue is bounded. In memory are at most `_MOST_PARTS` parts (16 MiB each) or what they are
-sealed to, and the packs that `pack_store` allows.
+Every queue is bounded. In memory are a part for each worker, what at most `_MOST_PARTS` parts are
+sealed to, and the packs that `pack_store` allows: below 512 MiB with any number of workers.
 """
 
 import itertools
@@ -20,7 +20,7 @@ from typing import Final, Self
 import numpy as np
 
 from imager.capture.chunker import MOST_UNDECIDED, Piece, PieceKind
-from imager.capture.reader import SEGMENT, ExtentReader, Part, Reader
+from imager.capture.reader import ExtentReader, Part, Reader
 from imager.extents.extents import Extents
 from imager.layout.disk import Volume
 from imager.repository import pack_store
@@ -29,10 +29,16 @@ from imager.repository.session import Session
 from imager.repository.volume_map import RUN, Root, Runs, TreeWriter, are_chunks, runs
 from imager.stages import Lane, Stages
 from imager.thread_buffers import ThreadBuffers
+from imager.units import MIB
 
 # So many parts for each worker, that none waits while what is done before is taken.
 _PARTS: Final = 2
 _MOST_PARTS: Final = 12
+# Each costs some hundred microseconds of Python, which should be lost in what native code takes;
+# many workers would need too much memory for such large ones.
+_PART: Final = 16 * MIB
+_SMALL_PART: Final = 8 * MIB
+_FEW_WORKERS: Final = 4
 
 Advance = Callable[[int], None]
 
@@ -85,7 +91,8 @@ class Pipeline:
         self._session = session
         self._stages = stages or stages_of(workers)
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="work")
-        self._buffers = ThreadBuffers(MOST_UNDECIDED + SEGMENT)
+        self._part = _PART if workers <= _FEW_WORKERS else _SMALL_PART
+        self._buffers = ThreadBuffers(MOST_UNDECIDED + self._part)
         self._most_parts = min(_PARTS * workers + 2, _MOST_PARTS)
 
     def __enter__(self) -> Self:
@@ -114,7 +121,7 @@ class Pipeline:
         """
         line = RunLine(self._session.new_map())
         queue: deque[tuple[Part, Future[_Done]]] = deque()
-        reader = Reader(descriptor, volume.offset)
+        reader = Reader(descriptor, volume.offset, self._part)
         for offset, length in np.asarray(extents.ranges).tolist():
             extent = ExtentReader(reader, self._session.cut_key, self._stages)
             for number, part in enumerate(reader.parts(offset, length)):
@@ -126,7 +133,7 @@ class Pipeline:
         return line.finish(volume.length), line.used
 
     def _process(self, extent: ExtentReader, number: int, part: Part) -> _Done:
-        buffer = self._buffers.of(MOST_UNDECIDED + SEGMENT)
+        buffer = self._buffers.of(MOST_UNDECIDED + self._part)
         begin, pieces = extent.cut(number, part, buffer)
         chunks = [
             buffer[begin + piece.start : begin + piece.end]

@@ -12,10 +12,8 @@ from typing import Final
 from imager import blockdev
 from imager.capture.chunker import BLOCK, LEAST_ZERO_BLOCKS, MOST_UNDECIDED, Chunker, Piece
 from imager.stages import Stages
-from imager.units import MIB, round_up
+from imager.units import round_up
 
-# Each costs some hundred microseconds of Python; they should be lost in what native code takes.
-SEGMENT: Final = 16 * MIB
 _LEAST_HOLE: Final = LEAST_ZERO_BLOCKS * BLOCK
 
 
@@ -25,8 +23,7 @@ class Part:
 
     Attributes:
         offset: of its first byte, relative to the volume.
-        length: bytes; whole blocks, but for the end of the extent. At most `SEGMENT`, unless it is
-            a hole.
+        length: bytes; whole blocks, but for the end of the extent.
         is_hole: of a disk file: zeros that need no reading, enough for a zero run.
         is_last: the extent ends with it.
     """
@@ -43,11 +40,13 @@ class Reader:
     Args:
         descriptor: of the disk, open for reading.
         base: first byte of the volume on the disk.
+        most: bytes of a part, unless it is a hole; a multiple of `BLOCK`.
     """
 
-    def __init__(self, descriptor: int, base: int) -> None:
+    def __init__(self, descriptor: int, base: int, most: int) -> None:
         self._descriptor = descriptor
         self._base = base
+        self._most = most
         self._is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
 
     def parts(self, offset: int, length: int) -> Iterator[Part]:
@@ -84,7 +83,7 @@ class Reader:
 
     def _before_hole(self, offset: int, end: int) -> int:
         """Return how much is to be read before a hole that is worth it."""
-        limit = min(offset + SEGMENT, end)
+        limit = min(offset + self._most, end)
         position = offset
         while position < limit:
             start = self._seek(position, os.SEEK_HOLE)

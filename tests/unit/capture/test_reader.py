@@ -11,20 +11,21 @@ import pytest
 from imager import blockdev
 from imager.capture.chunker import BLOCK, MOST_UNDECIDED, PieceKind
 from imager.capture.pipeline import stages_of
-from imager.capture.reader import SEGMENT, ExtentReader, Part, Reader
+from imager.capture.reader import ExtentReader, Part, Reader
 from imager.errors import TruncatedSource, UnreadableSource
 from imager.units import GIB, MIB
 
 KEY = b"k" * 32
+MOST = 12 * MIB
 Found = list[tuple[PieceKind, int, int, bytes]]
 
 
 def read(path: Path, base: int, offset: int, length: int) -> Found:
     """Return kind, start, end and content of all pieces, zero runs joined."""
     found: Found = []
-    buffer = memoryview(bytearray(MOST_UNDECIDED + SEGMENT))
+    buffer = memoryview(bytearray(MOST_UNDECIDED + MOST))
     with blockdev.open_disk(path) as fd:
-        reader = Reader(fd, base)
+        reader = Reader(fd, base, MOST)
         extent = ExtentReader(reader, KEY, stages_of(1))
         for number, part in enumerate(reader.parts(offset, length)):
             begin, pieces = extent.cut(number, part, buffer)
@@ -112,11 +113,11 @@ def test_after_an_error_those_that_come_next_do_not_wait_for_ever(sparse: Path) 
             super().read(part, buffer)
 
     def work(number: int) -> None:
-        buffer = memoryview(bytearray(MOST_UNDECIDED + SEGMENT))
+        buffer = memoryview(bytearray(MOST_UNDECIDED + MOST))
         extent.cut(number, Part(10 * MIB * number, 10 * MIB, False, number == 14), buffer)
 
     with blockdev.open_disk(sparse) as fd:
-        extent = ExtentReader(Bad(fd, 0), KEY, stages_of(3))
+        extent = ExtentReader(Bad(fd, 0, MOST), KEY, stages_of(3))
         with ThreadPoolExecutor(3) as pool:
             futures = [pool.submit(work, number) for number in range(15)]
             errors = [type(future.exception(timeout=60)) for future in futures]
