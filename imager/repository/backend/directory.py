@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Final
 
 from imager.errors import NoRoom, ObjectDamaged, ObjectLocked, ObjectMissing, OutputError
+from imager.repository.backend.direct import DirectWriter
 from imager.repository.backend.protocol import INCOMING, Buffer, Entry
 
 _STALE_SECONDS: Final = 24 * 3600
 _FULL: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_MOST_PARTS: Final = 512  # below IOV_MAX everywhere
 # FS_IOC_GETFLAGS, FS_IMMUTABLE_FL and FS_APPEND_FL of linux/fs.h.
 _GET_FLAGS: Final = 2 << 30 | struct.calcsize("l") << 16 | ord("f") << 8 | 1
 _IMMUTABLE: Final = 0x10
@@ -64,8 +64,7 @@ class DirectoryBackend:
         with self.begin(name) as incoming:
             if incoming.exists:
                 return False
-            for first in range(0, len(parts), _MOST_PARTS):
-                incoming.write(parts[first : first + _MOST_PARTS])
+            incoming.write(parts)
             return incoming.finish(modified)
 
     @contextlib.contextmanager
@@ -265,13 +264,15 @@ class Incoming:
         self._descriptor = os.open(
             self._temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600
         )
+        self._writer = DirectWriter(self._descriptor)
 
     def write(self, parts: Sequence[Buffer]) -> None:
-        """Append bytes, at most 512 parts of them."""
-        _write_all(self._descriptor, parts)
+        """Append bytes."""
+        self._writer.write(parts)
 
     def finish(self, modified: float | None = None) -> bool:
         """Give the object its name, durably; whether it was not there."""
+        self._writer.finish()
         if modified is not None:
             with contextlib.suppress(OSError):
                 os.utime(self._descriptor, (modified, modified))
@@ -288,6 +289,7 @@ class Incoming:
         """Leave nothing behind but what was finished."""
         if self._descriptor < 0:
             return
+        self._writer.close()
         os.close(self._descriptor)
         self._descriptor = -1
         with contextlib.suppress(FileNotFoundError):
@@ -317,16 +319,6 @@ def _is_fixed(path: Path) -> bool:
         os.close(descriptor)
     (flags,) = struct.unpack_from("I", answer)
     return bool(flags & (_IMMUTABLE | _APPEND_ONLY))
-
-
-def _write_all(descriptor: int, parts: Sequence[Buffer]) -> None:
-    left = [memoryview(part) for part in parts if len(part)]
-    while left:
-        written = os.writev(descriptor, left)
-        while left and written >= len(left[0]):
-            written -= len(left.pop(0))
-        if written:
-            left[0] = left[0][written:]
 
 
 def _flush_directory(folder: Path) -> None:
