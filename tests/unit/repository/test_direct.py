@@ -32,6 +32,16 @@ def written(path: Path, parts: Sequence[bytes]) -> None:
         writer.finish()
 
 
+def takes_direct(folder: Path) -> bool:
+    """Whether the filesystem of a folder can write past the page cache: older tmpfs can't."""
+    with (folder / "try").open("wb") as file:
+        try:
+            fcntl.fcntl(file, fcntl.F_SETFL, os.O_DIRECT)
+        except OSError:
+            return False
+    return True
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_the_file_is_what_was_given(size: int, tmp_path: Path) -> None:
     data = random.Random(size).randbytes(size)
@@ -50,7 +60,8 @@ def test_large_runs_go_past_the_page_cache(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(os, "writev", writev)
     written(tmp_path / "file", [bytes(10 * MIB + 5)])
-    assert seen == [(True, 4 * MIB), (True, 4 * MIB), (False, 2 * MIB + 5)]
+    can = takes_direct(tmp_path)
+    assert seen == [(can, 4 * MIB), (can, 4 * MIB), (False, 2 * MIB + 5)]
 
 
 @pytest.mark.parametrize("cut", [0, 1000])
@@ -77,7 +88,7 @@ def test_a_filesystem_that_can_not(
     data = random.Random(1).randbytes(9 * MIB)
     written(tmp_path / "file", [data])
     assert (tmp_path / "file").read_bytes() == data
-    assert direct == 1 + bool(cut)
+    assert direct == (1 + bool(cut) if takes_direct(tmp_path) else 0)
 
 
 def test_a_full_disk_is_said(tmp_path: Path) -> None:
