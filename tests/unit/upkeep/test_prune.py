@@ -392,6 +392,7 @@ def test_a_capture_that_runs_for_days_keeps_what_it_stored(tiny: Tiny, tmp_path:
     def slow(session: Session, kind: PackKind) -> None:
         before = packs(tiny)
         store(session, kind)
+        session._packs.drain()
         if packs(tiny) != before:
             age(tiny, "packs", 20 * 3600)
             made.append(prune(tiny)[0])
