@@ -187,7 +187,8 @@ def test_a_wrong_word_costs_its_line_only() -> None:
 
 
 def test_what_is_wrong_in_a_file_of_pages_is_placed() -> None:
-    text = "\n".join(["# note", LINES[0], LINES[1].replace(PAGES[1].words[20], "zzz"), LINES[2]])
+    second = " ".join([*PAGES[1].words[:20], "zzz", *PAGES[1].words[21:]])
+    text = "\n".join(["# note", LINES[0], second, LINES[2]])
     with pytest.raises(SecretError, match=r"page 2 \(line 3\).*word 21"):
         shares.read_pages(text)
 
