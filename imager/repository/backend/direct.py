@@ -48,7 +48,7 @@ class DirectWriter:
             left = memoryview(part).cast("B")
             while len(left):
                 if self._buffer is None:
-                    self._buffer = self._free.pop() if self._free else page_buffer(_SIZE)
+                    self._buffer = self._take_buffer()
                 size = min(len(left), _SIZE - self._filled)
                 self._buffer[self._filled : self._filled + size] = left[:size]
                 self._filled += size
@@ -74,6 +74,12 @@ class DirectWriter:
         if self._buffer is not None and len(self._free) < _MOST_KEPT:
             self._free.append(self._buffer)
         self._buffer = None
+
+    def _take_buffer(self) -> memoryview:
+        try:
+            return self._free.pop()
+        except IndexError:  # asking first would be too early: other threads take, too
+            return page_buffer(_SIZE)
 
     def _append(self, left: memoryview) -> None:
         while len(left):
