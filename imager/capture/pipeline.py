@@ -134,19 +134,15 @@ class Pipeline:
 
     def _process(self, extent: ExtentReader, number: int, part: Part) -> _Done:
         buffer = self._buffers.of(MOST_UNDECIDED + self._part)
-        begin, pieces = extent.cut(number, part, buffer)
-        chunks = [
-            buffer[begin + piece.start : begin + piece.end]
-            for piece in pieces
-            if piece.kind is PieceKind.DATA
-        ]
+        offset, data, pieces = extent.cut(number, part, buffer)
+        chunks = [data[piece.start : piece.end] for piece in pieces if piece.kind is PieceKind.DATA]
         with self._stages.within("hash", sum(map(len, chunks))):
             identities = [self._session.identify(chunk) for chunk in chunks]
         with self._stages.within("look up"):
             claimed = self._session.claim(identities)
         new = [*itertools.compress(zip(identities, chunks, strict=True), claimed)]
         return _Done(
-            part.offset - (MOST_UNDECIDED - begin),
+            offset,
             _runs_of(pieces, identities),
             self._seal(new) if new else [],
         )

@@ -147,7 +147,9 @@ class ExtentReader:
         self._rest = b""
         self._turns = _Turns()
 
-    def cut(self, number: int, part: Part, buffer: memoryview) -> tuple[int, list[Piece]]:
+    def cut(
+        self, number: int, part: Part, buffer: memoryview
+    ) -> tuple[int, memoryview, list[Piece]]:
         """Read a part and cut it.
 
         Args:
@@ -156,8 +158,8 @@ class ExtentReader:
             buffer: room for `MOST_UNDECIDED` bytes and the part.
 
         Returns:
-            Where in the buffer the pieces begin that can be decided now, and these. Their bytes lie
-            there, but for a zero run's.
+            Where in the volume the pieces begin that can be decided now, the buffer from their
+            first byte on, and these. Their bytes lie there, but for a zero run's.
         """
         end = MOST_UNDECIDED + part.length
         with self._turns.of(number) as wait:
@@ -177,4 +179,4 @@ class ExtentReader:
                 else:
                     pieces = self._chunker.decide(examined, final=part.is_last)
             self._rest = bytes(buffer[end - self._chunker.undecided : end])
-        return begin, pieces
+        return part.offset - (MOST_UNDECIDED - begin), buffer[begin:], pieces

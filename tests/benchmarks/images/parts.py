@@ -26,8 +26,10 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from numpy.typing import NDArray
 
 from imager import blockdev
-from imager.capture.chunker import Chunker, PieceKind
+from imager.capture.chunker import MOST_UNDECIDED, PieceKind
+from imager.capture.pipeline import stages_of
 from imager.capture.planner import VolumePlan, plan
+from imager.capture.reader import ExtentReader, Reader
 from imager.capture.source import open_sources
 from imager.units import MIB
 from tests.benchmarks.images.measure import Command, Measured
@@ -75,21 +77,17 @@ def prepare(image: Path, folder: Path, level: int) -> None:
 
 
 def _chunks(descriptor: int, planned: VolumePlan) -> Iterator[tuple[int, memoryview]]:
-    """Yield the chunks of a volume, each with its place on the disk."""
+    """Yield the chunks of a volume, each with its place on the disk; gone when the next one comes."""
+    begin = planned.volume.offset
+    reader = Reader(descriptor, begin, _CUT_AT_ONCE)
+    buffer = memoryview(bytearray(MOST_UNDECIDED + _CUT_AT_ONCE))
     for offset, length in planned.extents.ranges.tolist():
-        chunker, begin = Chunker(_KEY), planned.volume.offset + offset
-        rest = b""
-        for place in range(begin, begin + length, _CUT_AT_ONCE):
-            size = min(_CUT_AT_ONCE, begin + length - place)
-            buffer = memoryview(bytearray(len(rest) + size))
-            buffer[: len(rest)] = rest
-            new = buffer[len(rest) :]
-            blockdev.read_into(descriptor, place, new)
-            pieces = chunker.decide(chunker.examine(new), final=place + size == begin + length)
+        extent = ExtentReader(reader, _KEY, stages_of(1))
+        for number, part in enumerate(reader.parts(offset, length)):
+            first, data, pieces = extent.cut(number, part, buffer)
             for piece in pieces:
                 if piece.kind is PieceKind.DATA:
-                    yield place - len(rest) + piece.start, buffer[piece.start : piece.end]
-            rest = bytes(buffer[len(buffer) - chunker.undecided :])
+                    yield begin + first + piece.start, data[piece.start : piece.end]
 
 
 class Parts:

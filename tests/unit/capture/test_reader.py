@@ -28,15 +28,14 @@ def read(path: Path, base: int, offset: int, length: int) -> Found:
         reader = Reader(fd, base, MOST)
         extent = ExtentReader(reader, KEY, stages_of(1))
         for number, part in enumerate(reader.parts(offset, length)):
-            begin, pieces = extent.cut(number, part, buffer)
-            first = part.offset - (MOST_UNDECIDED - begin)
+            first, data, pieces = extent.cut(number, part, buffer)
             for piece in pieces:
                 start, end = first + piece.start, first + piece.end
                 is_zero = piece.kind is PieceKind.ZERO
-                data = b"" if is_zero else bytes(buffer[begin + piece.start : begin + piece.end])
+                content = b"" if is_zero else bytes(data[piece.start : piece.end])
                 if found and is_zero and found[-1][0] is PieceKind.ZERO:
                     start = found.pop()[1]
-                found.append((piece.kind, start, end, data))
+                found.append((piece.kind, start, end, content))
     return found
 
 
