@@ -141,7 +141,7 @@ def list_disks() -> tuple[BlockDisk, ...]:
 
 def is_machine_disk(device: Path) -> bool:
     """Whether a block device is a disk of this machine, not a layer above disks or a disk file."""
-    return _is_machine_disk(_node(device))
+    return _is_machine_disk(sysfs.node_at(device))
 
 
 def identify(path: Path) -> BlockDisk:
@@ -159,7 +159,7 @@ def identify(path: Path) -> BlockDisk:
     except (OSError, RuntimeError) as error:
         raise NoSuchDisk(f"there is no disk or disk file {path}") from error
     if stat.S_ISBLK(mode):
-        if (_node(resolved) / "partition").exists():
+        if (sysfs.node_at(resolved) / "partition").exists():
             raise NoSuchDisk(
                 f"{path} is a partition, not a whole disk",
                 hint=f"Give the disk it lies on: {', '.join(map(str, sorted(disks_under(path))))}.",
@@ -193,7 +193,7 @@ def disks_under(path: Path) -> frozenset[Path]:
         resolved = resolved.parent
     found: set[Path] = set()
     if stat.S_ISBLK(resolved.stat().st_mode):
-        _collect(_node(resolved), found)
+        _collect(sysfs.node_at(resolved), found)
     else:
         _collect_path(resolved, found)
     return frozenset(found)
@@ -242,7 +242,7 @@ def write_mark(path: Path) -> WriteMark:
     status = path.stat()
     if not stat.S_ISBLK(status.st_mode):
         return WriteMark(path, (status.st_mtime_ns, status.st_ctime_ns))
-    fields = sysfs.read_text(sysfs.node_of(sysfs.number_of(status.st_rdev)) / "stat").split()
+    fields = sysfs.read_text(sysfs.node_at(path) / "stat").split()
     return WriteMark(
         path, tuple(int(fields[place]) for place in _WRITE_FIELDS if place < len(fields))
     )
@@ -292,10 +292,6 @@ def read_into(fd: int, offset: int, buffer: memoryview) -> None:
         offset += count
 
 
-def _node(device: Path) -> Path:
-    return sysfs.node_of(sysfs.number_of(device.stat().st_rdev))
-
-
 def _is_machine_disk(node: Path) -> bool:
     return not _NO_DISK.match(node.name) and sysfs.read_text(node / "hidden") != "1"
 
@@ -303,7 +299,7 @@ def _is_machine_disk(node: Path) -> bool:
 def _device_disk(device: Path) -> BlockDisk:
     text = process.run("lsblk", "--json", "--bytes", "--nodeps", "--output", _COLUMNS, device)
     row = msgspec.json.decode(text, type=_Lsblk, strict=False).blockdevices[0]
-    node = _node(device)
+    node = sysfs.node_at(device)
     return BlockDisk(
         path=sysfs.device_path(node),
         identity=DiskIdentity(

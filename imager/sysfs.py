@@ -48,6 +48,11 @@ def node_of(number: str) -> Path:
     return (_DEV / number).resolve()
 
 
+def node_at(device: Path) -> Path:
+    """Return the folder in sysfs of the block device at this path."""
+    return node_of(number_of(device.stat().st_rdev))
+
+
 def device_path(node: Path) -> Path:
     """Return the path in /dev that the kernel gives a device."""
     for line in (node / "uevent").read_text().splitlines():

@@ -47,7 +47,7 @@ class CapturePlan:
 
     machine: Machine
     volumes: tuple[VolumePlan, ...]
-    marks: tuple[WriteMark, ...] = ()
+    marks: tuple[WriteMark, ...]
     forensic: bool = False
 
     @property

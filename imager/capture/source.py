@@ -172,7 +172,7 @@ def _drop_cache(fd: int, device: Path) -> None:
     and what was written to a partition may wait in its cache for half a minute.
     """
     try:
-        for node in sysfs.partitions(sysfs.node_of(sysfs.number_of(os.fstat(fd).st_rdev))):
+        for node in sysfs.partitions(sysfs.node_at(device)):
             with blockdev.open_disk(sysfs.device_path(node)) as partition:
                 fcntl.ioctl(partition, _BLKFLSBUF)
         fcntl.ioctl(fd, _BLKFLSBUF)

@@ -62,11 +62,6 @@ def check(attached: Sequence[Path], at: Path) -> dict[str, object]:
     for device in attached:
         process.run("btrfs", "device", "scan", device)
     process.run("btrfs", "check", "--readonly", "--check-data-csum", attached[0])
-    return look_through(attached, at)
-
-
-def look_through(attached: Sequence[Path], at: Path) -> dict[str, object]:
-    """Return all there is in a filesystem; every copy of it must have the right checksum."""
     with pool(attached, at, "ro") as root:
         found = facts(root)
         said = process.run("btrfs", "scrub", "start", "-B", "-r", root, timeout=300)

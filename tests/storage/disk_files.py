@@ -3,7 +3,7 @@
 import hashlib
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,6 +124,21 @@ def covers(larger: Extents, smaller: Extents) -> bool:
         if index >= len(ends) or larger.ranges[index, 0] > offset or ends[index] < offset + length:
             return False
     return True
+
+
+def assert_no_wrong_bit_makes_it_smaller(
+    path: Path, places: Iterable[int], rng: random.Random
+) -> None:
+    """Assert that with any one bit wrong the map still holds all it should; or is everything."""
+    volume, right = map_of(path)
+    outcomes = set()
+    for place in places:
+        (byte,) = read(path, place, 1)
+        with Patch(path, place, bytes([byte ^ 1 << rng.randrange(8)])):
+            found = used(path, volume)
+        assert covers(found, right), f"byte {place - START} of the volume"
+        outcomes.add(found.method)
+    assert "whole" in outcomes
 
 
 def map_of(path: Path) -> tuple[Volume, Extents]:

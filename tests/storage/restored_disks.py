@@ -25,6 +25,17 @@ class Saved:
     gpt: Path
     mbr: Path
 
+    def capture(self, disk: Path, *words: str) -> int:
+        credential = str(self.folder / "keys" / "capture.credential")
+        return run(
+            [
+                "capture",
+                str(self.repository),
+                *("--disk", str(disk), "--credential", credential),
+                *words,
+            ]
+        )
+
     def restore(self, *words: str) -> int:
         return run(
             [

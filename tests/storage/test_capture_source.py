@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from restored_disks import Saved, run
+from restored_disks import Saved
 
 from imager import blockdev, process
 from imager.capture import source as source_module
@@ -57,11 +57,6 @@ def fuse_mounts() -> list[str]:
     return [line for line in lines if " - fuse " in line and "remetal-" in line]
 
 
-def capture(saved: Saved, disk: Path) -> int:
-    credential = str(saved.folder / "keys" / "capture.credential")
-    return run(["capture", str(saved.repository), "--disk", str(disk), "--credential", credential])
-
-
 def before_each_volume(patch: pytest.MonkeyPatch, deed: Callable[[], None]) -> None:
     add_volume = Pipeline.add_volume
 
@@ -81,7 +76,7 @@ class TestRaw:
                 file.write(b"\0")
 
         before_each_volume(monkeypatch, write)
-        assert capture(saved, raw) == SourceInUse.exit_code
+        assert saved.capture(raw) == SourceInUse.exit_code
 
     def test_is_itself(self, raw: Path) -> None:
         with open_source(raw) as source:
@@ -403,10 +398,10 @@ class TestDevice:
         try:
             with monkeypatch.context() as patch:
                 before_each_volume(patch, write)
-                assert capture(saved, device) == SourceInUse.exit_code
+                assert saved.capture(device) == SourceInUse.exit_code
             assert "was written to while it was read; no image" in capsys.readouterr().err
             assert set(images.iterdir()) == before
-            assert capture(saved, device) == 0
+            assert saved.capture(device) == 0
         finally:
             process.run("umount", point)
 

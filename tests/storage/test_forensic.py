@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from disk_files import noise
-from restored_disks import Saved, digest, run
+from restored_disks import Saved, digest
 
 from imager import process
 from imager.units import MIB
@@ -51,17 +51,10 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def capture(saved: Saved, disk: Path, *words: str) -> int:
-    credential = str(saved.folder / "keys" / "capture.credential")
-    return run(
-        ["capture", str(saved.repository), "--disk", str(disk), "--credential", credential, *words]
-    )
-
-
 def test_what_the_plan_says(saved: Saved, disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert capture(saved, disk, "--dry-run", "--json") == 0
+    assert saved.capture(disk, "--dry-run", "--json") == 0
     plain = json.loads(capsys.readouterr().out)
-    assert capture(saved, disk, "--dry-run", "--json", "--forensic") == 0
+    assert saved.capture(disk, "--dry-run", "--json", "--forensic") == 0
     forensic = json.loads(capsys.readouterr().out)
     assert (plain["forensic"], forensic["forensic"]) == (False, True)
     assert [row["method"] for row in plain["volumes"]] == [
@@ -71,15 +64,15 @@ def test_what_the_plan_says(saved: Saved, disk: Path, capsys: pytest.CaptureFixt
     assert plain["read_bytes"] < 40 * MIB
     assert {row["method"] for row in forensic["volumes"]} == {"every sector"}
     assert forensic["read_bytes"] == SIZE
-    assert capture(saved, disk, "--dry-run", "--forensic") == 0
+    assert saved.capture(disk, "--dry-run", "--forensic") == 0
     assert "every sector" in capsys.readouterr().out
 
 
 def test_every_sector_comes_back(
     saved: Saved, disk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert capture(saved, disk, "--name", "evidence", "--forensic") == 0
-    assert capture(saved, disk, "--name", "everyday") == 0
+    assert saved.capture(disk, "--name", "evidence", "--forensic") == 0
+    assert saved.capture(disk, "--name", "everyday") == 0
     for name in ("evidence", "everyday"):
         assert saved.restore(name, "--map", f"disk0={tmp_path / name}", "--yes") == 0
     assert digest(tmp_path / "evidence") == digest(disk)

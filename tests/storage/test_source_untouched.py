@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from disk_files import digest, noise
 from kernel_mounts import loop
-from restored_disks import Saved, run
+from restored_disks import Saved
 from test_extents_lvm import run as lvm
 from test_extents_lvm import tools
 
@@ -111,20 +111,13 @@ def watched(device: str) -> Iterator[Callable[[], list[str]]]:
         instance.rmdir()
 
 
-def capture(saved: Saved, device: str, *words: str) -> int:
-    credential = str(saved.folder / "keys" / "capture.credential")
-    return run(
-        ["capture", str(saved.repository), "--disk", device, "--credential", credential, *words]
-    )
-
-
 @pytest.mark.parametrize("words", [(), pytest.param(("--forensic",), marks=pytest.mark.slow)])
 def test_no_write_is_tried(
     saved: Saved, disk: Path, words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = digest(disk)
     with loop(disk) as device, watched(device) as seen:
-        assert capture(saved, str(device), *words) == 0
+        assert saved.capture(Path(device), *words) == 0
         assert seen() == []
         process.run("sync", device)
         # The trap works: a write of what is there already is seen.
@@ -142,5 +135,5 @@ def test_no_write_is_tried(
 
 def test_a_device_that_takes_no_writes(saved: Saved, disk: Path) -> None:
     with loop(disk, read_only=True) as device:
-        assert capture(saved, str(device), "--dry-run") == 0
+        assert saved.capture(Path(device), "--dry-run") == 0
         assert process.run("blockdev", "--getro", device).strip() == "1"
