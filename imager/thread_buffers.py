@@ -1,15 +1,8 @@
 """Buffers that each thread uses again and again: fresh memory costs more than most work on it."""
 
-import mmap
 import threading
 
-
-def page_buffer(size: int) -> memoryview:
-    """Return zeros that begin at a page, and that no other process shares.
-
-    By default mmap shares: after a fork, parent and child would write into each other's buffer.
-    """
-    return memoryview(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+from imager.direct_io import page_buffer
 
 
 class ThreadBuffers:

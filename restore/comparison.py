@@ -17,10 +17,11 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from imager.direct_io import page_buffer
 from imager.errors import VerificationFailed
 from imager.layout.disk import Volume
 from imager.stages import Lane, Stages
-from imager.thread_buffers import ThreadBuffers, page_buffer
+from imager.thread_buffers import ThreadBuffers
 from imager.units import KIB, MIB
 from restore.device import OpenTarget
 from restore.runs import Image, Offsets, Runs, each_part
@@ -207,7 +208,10 @@ class _Comparison:
         Raises:
             VerificationFailed: something can't be read.
         """
-        self._opened.forget()
+        if isinstance(self._step, VerifyVolume):
+            self._opened.forget()
+        else:
+            self._opened.forget_what_is_stale()
         pending: deque[Future[_Piece]] = deque()
         with ThreadPoolExecutor(_readers(), thread_name_prefix="compare") as pool:
             try:

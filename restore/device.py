@@ -5,18 +5,21 @@ All offsets and lengths are bytes on the target. Every failure names the target 
 
 import errno
 import fcntl
+import mmap
 import os
 import struct
 import threading
 from collections import deque
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from itertools import islice
 from types import TracebackType
 from typing import Final, Self
 
+from imager.direct_io import CANNOT_DIRECT, page_buffer
 from imager.errors import TargetError, TargetInUse, VerificationFailed, WriteFailed
-from imager.units import GIB, MIB
+from imager.units import GIB, KIB, MIB
 from restore.steps import Target, TargetKind
 
 # Numbers of ioctls in <linux/fs.h>.
@@ -25,20 +28,25 @@ _BLKDISCARD: Final = 0x1277
 _BLKZEROOUT: Final = 0x127F
 _RANGE: Final = struct.Struct("=QQ")  # offset and length, as the last two take them
 
-_ZEROS: Final = bytes(MIB)
+_ZEROS: Final = page_buffer(MIB)
 # Below this, zeros through the page cache are cheaper than a command to the disk that waits.
 _LEAST_ZEROOUT: Final = 4 * MIB
 _MOST_AT_ONCE: Final = GIB  # of one discard or zero-out, so that a stop request is heard
 _FLUSH_EVERY: Final = 128 * MIB
 _MOST_PARTS: Final = 512  # below IOV_MAX everywhere
+# Shorter ones would each wait for the disk; of those in its cache the kernel makes a few long ones.
+_LEAST_DIRECT: Final = 256 * KIB
+# Of a page that is written through the cache and past it at once, either half may be lost.
+_DIRECT_UNIT: Final = max(mmap.PAGESIZE, 4 * KIB)
 
 
 class OpenTarget:
     """A target that is open for writing, for this process alone as far as the kernel can tell.
 
-    Writes go through the page cache and are flushed behind the writer, so that dirty memory stays
-    below a few hundred MiB and a failing disk is noticed soon. Use as a context manager. Any thread
-    may write and read; all else is for one.
+    Long writes go past the page cache where the target can: through it they cost several times the
+    CPU. What is left is flushed behind the writer, so that dirty memory stays below a few hundred
+    MiB and a failing disk is noticed soon. Use as a context manager. Any thread may write and read;
+    all else is for one.
     """
 
     def __init__(self, target: Target) -> None:
@@ -57,6 +65,9 @@ class OpenTarget:
             kind = TargetInUse if self._is_device and error.errno == errno.EBUSY else TargetError
             raise kind(f"{target.path} can't be opened for writing: {error.strerror}") from error
         self._direct: int | None = None
+        self._reads_past_cache = False
+        with suppress(OSError):  # some filesystems can't
+            self._direct = os.open(target.path, flags | os.O_DIRECT)
         self._is_hole = target.kind is TargetKind.NEW_FILE
         self._unflushed = 0
         self._lock = threading.Lock()
@@ -105,20 +116,38 @@ class OpenTarget:
         size = sum(map(len, views))
         position = 0
         try:
-            while views:
-                count = os.pwritev(self._fd, list(islice(views, _MOST_PARTS)), offset + position)
-                position += count
-                while views and count >= len(views[0]):
-                    count -= len(views.popleft())
-                if count:
-                    views[0] = views[0][count:]
+            if self._direct is not None and _can_be_direct(offset, size, views):
+                position = self._write_views(self._direct, offset, views)
+            cached = size - position
+            self._write_views(self._fd, offset + position, views)
         except OSError as error:
-            raise self._failed(error, offset + position, size - position) from error
+            left = sum(map(len, views))
+            raise self._failed(error, offset + size - left, left) from error
         # Whoever writes next waits here, too, when the disk does not keep up.
         with self._lock:
-            self._unflushed += size
+            self._unflushed += cached
             if self._unflushed >= _FLUSH_EVERY:
                 self._flush_behind(offset)
+
+    def _write_views(self, descriptor: int, offset: int, views: deque[memoryview]) -> int:
+        """Write views, and take away what is written; return how many bytes that is.
+
+        All, but where the target wants larger units past the cache, or can't write past it.
+        """
+        position = 0
+        while views:
+            try:
+                count = os.pwritev(descriptor, list(islice(views, _MOST_PARTS)), offset + position)
+            except OSError as error:
+                if descriptor == self._fd or error.errno not in CANNOT_DIRECT:
+                    raise
+                break
+            position += count
+            while views and count >= len(views[0]):
+                count -= len(views.popleft())
+            if count:
+                views[0] = views[0][count:]
+        return position
 
     def zero(self, offset: int, length: int) -> None:
         """Make a range that was not written yet read as zeros; in an emptied file it does already.
@@ -186,10 +215,15 @@ class OpenTarget:
         Where the target can be read past the cache, it is from now on.
         """
         os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        if self._direct is None:
-            with suppress(OSError):
-                flags = os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT
-                self._direct = os.open(self._target.path, flags)
+        self._reads_past_cache = self._direct is not None
+
+    def forget_what_is_stale(self) -> None:
+        """Drop what may be cached from before: of a device, what others wrote to its partitions.
+
+        What the kernel caches of a file is the file.
+        """
+        if self._is_device:
+            self.forget()
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill a buffer with the bytes at `offset`. Safe from any thread.
@@ -218,11 +252,12 @@ class OpenTarget:
 
     def _pread(self, offset: int, buffer: memoryview) -> int:
         sector = self._target.logical_sector
-        if self._direct is not None and not offset % sector and not len(buffer) % sector:
+        past_cache = self._direct if self._reads_past_cache else None
+        if past_cache is not None and not offset % sector and not len(buffer) % sector:
             try:
-                return os.preadv(self._direct, [buffer], offset)
+                return os.preadv(past_cache, [buffer], offset)
             except OSError as error:
-                if error.errno != errno.EINVAL:  # larger units are wanted here: through the cache
+                if error.errno not in CANNOT_DIRECT:  # larger units are wanted: through the cache
                     raise
         return os.preadv(self._fd, [buffer], offset)
 
@@ -281,6 +316,12 @@ class OpenTarget:
             f"writing {length} bytes at byte {offset} of {self._target.path} "
             f"({self._target.disk}) failed: {error.strerror}"
         )
+
+
+def _can_be_direct(offset: int, size: int, views: Iterable[memoryview]) -> bool:
+    return size >= _LEAST_DIRECT and not any(
+        number % _DIRECT_UNIT for number in (offset, *map(len, views))
+    )
 
 
 def make_file(target: Target) -> None:

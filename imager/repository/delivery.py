@@ -76,8 +76,8 @@ _Blobs = tuple[Opens, memoryview] | RemetalError
 
 
 def opening_threads() -> int:
-    """Return how many threads open chunks at once."""
-    return min(len(os.sched_getaffinity(0)), _MOST_OPENERS)
+    """Return how many threads open chunks at once: while one waits for what takes them, another works."""
+    return min(len(os.sched_getaffinity(0)) + 1, _MOST_OPENERS)
 
 
 def fetching_threads(backend: Backend) -> int:

@@ -11,6 +11,7 @@ import pytest
 
 from imager.repository.backend.direct import DirectWriter
 from imager.units import MIB
+from tests.direct_io import takes_direct
 
 SIZES = [0, 1, 4095, 4096, 4 * MIB - 1, 4 * MIB, 4 * MIB + 1, 9 * MIB + 12_345]
 
@@ -30,16 +31,6 @@ def written(path: Path, parts: Sequence[bytes]) -> None:
         for part in parts:
             writer.write([part])
         writer.finish()
-
-
-def takes_direct(folder: Path) -> bool:
-    """Whether the filesystem of a folder can write past the page cache: older tmpfs can't."""
-    with (folder / "try").open("wb") as file:
-        try:
-            fcntl.fcntl(file, fcntl.F_SETFL, os.O_DIRECT)
-        except OSError:
-            return False
-    return True
 
 
 @pytest.mark.parametrize("size", SIZES)
