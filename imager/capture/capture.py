@@ -84,14 +84,22 @@ def capture(
         Session(repository, credential, Compressor(level), stages) as session,
         Pipeline(session, workers, stages) as pipeline,
     ):
+        last = session.last_image(plan.machine.id)
+        base = last.load()
         for path, volumes in by_path.items():
             with blockdev.open_disk(path) as descriptor:
                 for item in volumes:
-                    summaries[item.volume.id] = _volume(item, pipeline, descriptor, advance)
+                    name, length = item.volume.id, item.volume.length
+                    before = session.saved_map(base, name, length) if base else ()
+                    root, used = pipeline.add_volume(
+                        descriptor, item.volume, item.extents, advance, before
+                    )
+                    summaries[name] = VolumeSummary(name, length, used, root.id.hex(), root.level)
                 if blockdev.size_of(descriptor) != item.disk.identity.size:
                     raise SourceError(f"{item.disk.origin} changed its size during the capture")
         check_unwritten(plan.marks)
         image_id, summary = _finish(plan, session, started, summaries)
+        last.keep(image_id)
     return Captured(image_id, summary, session.counters.new_chunks, tuple(session.problems), stages)
 
 
@@ -121,10 +129,3 @@ def _finish(
     }
     manifest = Manifest(machine, notes, f"remetal {imager.__version__}")
     return session.finish(summarise, manifest)
-
-
-def _volume(
-    item: VolumePlan, pipeline: Pipeline, descriptor: int, advance: Advance
-) -> VolumeSummary:
-    root, used = pipeline.add_volume(descriptor, item.volume, item.extents, advance)
-    return VolumeSummary(item.volume.id, item.volume.length, used, root.id.hex(), root.level)

@@ -12,21 +12,25 @@ sealed to, and the packs that `pack_store` allows: below 512 MiB with any number
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
+from imager.capture.base import Known, divide
 from imager.capture.chunker import MOST_UNDECIDED, Piece, PieceKind
 from imager.capture.reader import ExtentReader, Part, Reader
 from imager.extents.extents import Extents
 from imager.layout.disk import Volume
 from imager.repository import pack_store
 from imager.repository.chunk import FREE, ID, ZERO, Codec
+from imager.repository.ids import words
 from imager.repository.session import Session
-from imager.repository.volume_map import RUN, Root, Runs, TreeWriter, are_chunks, runs
+from imager.repository.volume_map import RUN, Root, Runs, TreeWriter, are, are_chunks, runs
 from imager.stages import Lane, Stages
 from imager.thread_buffers import ThreadBuffers
 from imager.units import MIB
@@ -39,6 +43,7 @@ _MOST_PARTS: Final = 12
 _PART: Final = 16 * MIB
 _SMALL_PART: Final = 8 * MIB
 _FEW_WORKERS: Final = 4
+_SEGMENT: Final = MIB  # of what is known, read at once
 
 Advance = Callable[[int], None]
 
@@ -68,8 +73,8 @@ class _Done:
     """A part that was worked on.
 
     Attributes:
-        offset: where the first of its pieces begins, in the volume.
-        runs: of its pieces.
+        offset: where the first of its runs begins, in the volume.
+        runs: of its pieces, and of what is free between them.
         blobs: what of it is new.
     """
 
@@ -102,7 +107,12 @@ class Pipeline:
         self._pool.shutdown(cancel_futures=True)
 
     def add_volume(
-        self, descriptor: int, volume: Volume, extents: Extents, advance: Advance
+        self,
+        descriptor: int,
+        volume: Volume,
+        extents: Extents,
+        advance: Advance,
+        base: Iterable[Runs] = (),
     ) -> tuple[Root, int]:
         """Read a volume's extents, store what is new, and the map; for one thread.
 
@@ -111,6 +121,7 @@ class Pipeline:
             volume: which part of it.
             extents: what of the volume is to be read.
             advance: told of every byte read.
+            base: its map in an image before; see `base.divide`.
 
         Returns:
             The root of the map, and how many bytes of the volume are chunks.
@@ -120,17 +131,74 @@ class Pipeline:
             NoRoom: the repository is full.
         """
         line = RunLine(self._session.new_map())
-        queue: deque[tuple[Part, Future[_Done]]] = deque()
+        queue: deque[tuple[int, Future[_Done]]] = deque()
         reader = Reader(descriptor, volume.offset, self._part)
-        for offset, length in np.asarray(extents.ranges).tolist():
-            extent = ExtentReader(reader, self._session.cut_key, self._stages)
-            for number, part in enumerate(reader.parts(offset, length)):
-                queue.append((part, self._pool.submit(self._process, extent, number, part)))
-                if len(queue) >= self._most_parts:
-                    self._take(*queue.popleft(), line, advance)
+        for size, work in self._work(reader, extents, base):
+            queue.append((size, self._pool.submit(work)))
+            if len(queue) >= self._most_parts:
+                self._take(*queue.popleft(), line, advance)
         while queue:
             self._take(*queue.popleft(), line, advance)
         return line.finish(volume.length), line.used
+
+    def _work(
+        self, reader: Reader, extents: Extents, base: Iterable[Runs]
+    ) -> Iterator[tuple[int, Callable[[], _Done]]]:
+        """Yield what threads shall do, and about how many bytes."""
+        ranges = np.asarray(extents.ranges).reshape(-1, 2)
+        for stretch in divide(ranges, base, self._session.holders, self._part):
+            if isinstance(stretch, Known):
+                yield stretch.size, partial(self._compare, reader, stretch)
+                continue
+            extent = ExtentReader(reader, self._session.cut_key, self._stages)
+            for number, part in enumerate(reader.parts(stretch.offset, stretch.length)):
+                yield part.length, partial(self._process, extent, number, part)
+
+    def _compare(self, reader: Reader, known: Known) -> _Done:
+        """Read runs of the base; what is another one now is cut."""
+        is_same = self._are_there(reader, known)
+        self._session.rely_on(known.packs[is_same])
+        offsets, ends = known.offsets.tolist(), known.ends.tolist()
+        is_break = (known.offsets[1:] != known.ends[:-1]) | (is_same[1:] != is_same[:-1])
+        breaks = (np.flatnonzero(is_break) + 1).tolist()
+        position, found, blobs = offsets[0], [], list[_Blob]()
+        for start, stop in zip([0, *breaks], [*breaks, len(offsets)], strict=True):
+            offset, end = offsets[start], ends[stop - 1]
+            if offset > position:
+                found.append(runs([(offset - position, FREE)]))
+            if is_same[start]:
+                found.append(known.runs[start:stop])
+            else:
+                extent = ExtentReader(reader, self._session.cut_key, self._stages)
+                cut = self._process(extent, 0, Part(offset, end - offset, False, True))
+                found.append(cut.runs)
+                blobs += cut.blobs
+            position = end
+        return _Done(offsets[0], _joined(np.concatenate(found)), blobs)
+
+    def _are_there(self, reader: Reader, known: Known) -> NDArray[np.bool_]:
+        """Return which runs of the base are what they were; hashed while in the processor's cache."""
+        buffer = self._buffers.of(_SEGMENT + MOST_UNDECIDED)
+        identities: list[bytes] = []
+        lengths = known.runs["length"].tolist()
+        is_zero = are(known.runs["id"], ZERO).tolist()
+        for start, stop in _segments(known):
+            views, position = [], 0
+            for length in lengths[start:stop]:
+                views.append(buffer[position : position + length])
+                position += length
+            with self._stages.within("read", position):
+                reader.read(int(known.offsets[start]), buffer[:position])
+            with self._stages.within("hash", position):
+                for view, must_be_zero in zip(views, is_zero[start:stop], strict=True):
+                    if must_be_zero and not np.frombuffer(view, np.uint8).max():
+                        identities.append(ZERO)
+                    else:
+                        identities.append(self._session.identify(view))
+        same: NDArray[np.bool_] = (
+            words(np.frombuffer(b"".join(identities), ID)) == words(known.runs["id"])
+        ).all(axis=1)
+        return same
 
     def _process(self, extent: ExtentReader, number: int, part: Part) -> _Done:
         buffer = self._buffers.of(MOST_UNDECIDED + self._part)
@@ -161,13 +229,13 @@ class Pipeline:
                 for (identity, chunk), (body, codec) in zip(new, bodies, strict=True)
             ]
 
-    def _take(self, part: Part, future: Future[_Done], line: "RunLine", advance: Advance) -> None:
+    def _take(self, size: int, future: Future[_Done], line: "RunLine", advance: Advance) -> None:
         done = future.result()
         for new in done.blobs:
             self._session.add(new.identity, new.blob, new.length, new.codec)
         line.fill_free(done.offset)
         line.extend(done.runs)
-        advance(part.length)
+        advance(size)
 
 
 def _runs_of(pieces: Sequence[Piece], identities: Sequence[bytes]) -> Runs:
@@ -177,6 +245,31 @@ def _runs_of(pieces: Sequence[Piece], identities: Sequence[bytes]) -> Runs:
     is_chunk = np.fromiter((piece.kind is PieceKind.DATA for piece in pieces), np.bool_)
     found["id"][~is_chunk] = np.frombuffer(ZERO, ID)
     found["id"][is_chunk] = np.frombuffer(b"".join(identities), ID)
+    return found
+
+
+def _segments(known: Known) -> Iterator[tuple[int, int]]:
+    """Yield ranges of runs that lie side by side and are read at once."""
+    start, begin, end = 0, int(known.offsets[0]), int(known.offsets[0])
+    for number, (offset, stop) in enumerate(
+        zip(known.offsets.tolist(), known.ends.tolist(), strict=True)
+    ):
+        if offset != end or offset - begin >= _SEGMENT:
+            yield start, number
+            start, begin = number, offset
+        end = stop
+    yield start, len(known.runs)
+
+
+def _joined(some: Runs) -> Runs:
+    """Return runs with neighbours joined that are both zero, or both free."""
+    is_first = np.ones(len(some), np.bool_)
+    is_first[1:] = are_chunks(some[1:]) | (some["id"][1:] != some["id"][:-1])
+    if is_first.all():
+        return some
+    firsts = np.flatnonzero(is_first)
+    found = some[firsts]
+    found["length"] = np.add.reduceat(some["length"], firsts)
     return found
 
 

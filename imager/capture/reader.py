@@ -64,14 +64,14 @@ class Reader:
             yield Part(offset, size, is_hole, offset + size == end)
             offset += size
 
-    def read(self, part: Part, buffer: memoryview) -> None:
-        """Fill a buffer with a part.
+    def read(self, offset: int, buffer: memoryview) -> None:
+        """Fill a buffer with what begins at an offset in the volume.
 
         Raises:
             TruncatedSource: the disk ends within it.
             UnreadableSource: the disk gives a read error.
         """
-        blockdev.read_into(self._descriptor, self._base + part.offset, buffer)
+        blockdev.read_into(self._descriptor, self._base + offset, buffer)
 
     def _hole(self, offset: int, end: int) -> int:
         """Return how many bytes from an offset on are a hole: whole blocks, or up to the end."""
@@ -167,7 +167,7 @@ class ExtentReader:
             if not part.is_hole:
                 data = buffer[MOST_UNDECIDED:end]
                 with self._stages.within("read", part.length):
-                    self._reader.read(part, data)
+                    self._reader.read(part.offset, data)
                 with self._stages.within("cut", part.length):
                     examined = self._chunker.examine(data)
             wait()

@@ -278,6 +278,15 @@ class Repository:
         found.sort(key=lambda image: (image.modified, image.summary.finished, image.id))
         return found, problems
 
+    def image(self, image_id: str, keys: GroupKeys) -> SealedImage:
+        """Return an image of a group; the time it was made is not asked for.
+
+        Raises:
+            ObjectMissing: it is not there.
+            ObjectDamaged, UntrustedObject: it can't be read, or is not to be believed.
+        """
+        return self._read_image(image_format.PREFIX + image_id, 0.0, keys)
+
     def find_image(self, reference: str, keys: GroupKeys) -> SealedImage:
         """Return the image that a person means.
 

@@ -4,13 +4,20 @@ import itertools
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
-from imager.errors import ContentRemoved, CredentialNeeded, ObjectMissing, UntrustedObject
+from imager.errors import (
+    OBJECT_FAULTS,
+    ContentRemoved,
+    CredentialNeeded,
+    ObjectMissing,
+    UntrustedObject,
+)
 from imager.repository import envelope as envelopes
 from imager.repository import image as image_format
 from imager.repository.chunk import ID, Codec, Identifier, Sealer
@@ -19,16 +26,18 @@ from imager.repository.compression import Compressor
 from imager.repository.crypto import derive
 from imager.repository.directories import Directories
 from imager.repository.header import ID_SIZE, NO_KIND, Header, Magic, PackKind, StatementKind
-from imager.repository.ids import NOWHERE
+from imager.repository.ids import NOWHERE, Ids
 from imager.repository.image import Manifest, Summary
 from imager.repository.index_writer import IndexWriter
 from imager.repository.keyring import Credential
+from imager.repository.last_image import LastImage
 from imager.repository.pack import FinishedPack, PackBuilder, object_name
 from imager.repository.pack_store import LANE, PackStore
 from imager.repository.removals import MARGIN, read_removals
 from imager.repository.repository import Problem, Repository
+from imager.repository.retrieval import MapReader
 from imager.repository.statement import Certificate
-from imager.repository.volume_map import TreeWriter
+from imager.repository.volume_map import Runs, TreeWriter
 from imager.stages import Stages
 
 _HOLDING: Final = (PackKind.DATA, PackKind.MAPS)
@@ -52,7 +61,7 @@ class Counters:
 class Session:
     """Adds one image to a repository; use as a context manager.
 
-    `claim`, `identify`, `compress` and `seal` are safe from any thread, all else is for one.
+    `claim`, `holders`, `rely_on`, `identify`, `compress` and `seal` are safe from any thread, all else is for one.
     The session's key lives only here and, sealed, in the envelope: when the process ends, the
     machine that captured can't open what it wrote.
 
@@ -207,13 +216,42 @@ class Session:
 
         An id that is given twice is claimed once.
         """
-        ids = np.frombuffer(b"".join(identities), dtype=ID)
-        holders = self._index.holders(ids)
+        holders = self.holders(np.frombuffer(b"".join(identities), dtype=ID))
         absent = (holders == NOWHERE).tolist()
+        self.rely_on(holders)
         with self._lock:
-            self._relied[holders[holders != NOWHERE]] = True
             new = iter(self._claims.claim([*itertools.compress(identities, absent)]))
         return [is_absent and next(new) for is_absent in absent]
+
+    def holders(self, ids: Ids) -> NDArray[np.int64]:
+        """Return for each chunk id (dtype V32) the number of a pack that has it, or NOWHERE."""
+        return self._index.holders(ids)
+
+    def rely_on(self, packs: NDArray[np.int64]) -> None:
+        """Count on packs, given by their numbers, NOWHERE among them: they must stay, or no image is made."""
+        with self._lock:
+            self._relied[packs[packs != NOWHERE]] = True
+
+    def last_image(self, machine: str) -> LastImage:
+        """Return the note of which image of a machine this group had from here last."""
+        return LastImage(self._keys, machine)
+
+    def saved_map(self, image: str, volume: str, length: int) -> Iterator[Runs]:
+        """Yield a volume's map in an image of this group, part by part, as far as it can be had.
+
+        Args:
+            image: its id.
+            volume: id of the volume.
+            length: bytes that it must have.
+        """
+        try:
+            summary = self._repository.image(image, self._keys).summary
+            if not any((each.id, each.length) == (volume, length) for each in summary.volumes):
+                return
+            maps = MapReader(self._repository, self._keys, self._index, self.problems.append)
+            yield from maps.read_parts(summary, volume)
+        except OBJECT_FAULTS:
+            return
 
     def add(self, identity: bytes, blob: bytearray, plain_length: int, codec: Codec) -> None:
         """Store a sealed chunk. It is durable when `finish` returns.

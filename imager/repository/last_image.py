@@ -1,0 +1,47 @@
+"""Which image of a machine was made from here last, kept on this machine between runs.
+
+It lies where the index cache does and can be lost at any time: the next capture then cuts what it
+reads as the first one did. Nothing is believed because of it.
+"""
+
+import contextlib
+import hashlib
+import secrets
+from typing import Final
+
+from imager.repository.keyring import GroupKeys
+from imager.repository.scratch import cache_folder
+
+_LONGEST: Final = 64  # SHA-256, hex
+
+
+class LastImage:
+    """The note about one machine in one group of a repository; several processes may use it at once.
+
+    Args:
+        keys: of the group.
+        machine: id of the machine.
+    """
+
+    def __init__(self, keys: GroupKeys, machine: str) -> None:
+        digest = hashlib.sha256(machine.encode()).hexdigest()
+        self._name = f"last-{keys.repository.hex()}-{keys.group.hex()}-{digest[:32]}"
+
+    def load(self) -> str | None:
+        """Return the id of an image, which may be gone or another machine's by now; None if unknown."""
+        try:
+            with (cache_folder() / self._name).open("r") as file:
+                return file.read(_LONGEST)
+        except (OSError, RuntimeError, ValueError):
+            return None
+
+    def keep(self, image: str) -> None:
+        """Note an image, if this machine has a place for that."""
+        with contextlib.suppress(OSError, RuntimeError):
+            path = cache_folder() / self._name
+            fresh = path.with_name(f"{path.name}-{secrets.token_hex(8)}")
+            try:
+                fresh.write_text(image)
+                fresh.replace(path)
+            finally:
+                fresh.unlink(missing_ok=True)
