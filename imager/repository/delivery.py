@@ -1,11 +1,10 @@
 """Delivery: many chunks out of their packs, in threads, as fast as they come.
 
 Packs are fetched in spans, several at once, and opened in the order in which they arrive, so that
-a slow one holds up no other. A thread that opens puts chunks side by side into one small buffer
-and hands that on while it is still in the cache of its processor: held back any longer, or put
-into fresh memory, they cost up to half as much again.
+a slow one holds up no other. A thread that opens puts chunks side by side into a buffer that it
+uses again and again, and hands that on: put into fresh memory, they cost up to half as much again.
 
-Memory is bounded by `_AHEAD` for spans that are fetched or wait to be opened, and two MiB for each
+Memory is bounded by `_AHEAD` for spans that are fetched or wait to be opened, and five MiB for each
 thread that opens. The name of a pack, its SHA-256, is not checked here: what is delivered was
 authenticated and has its id, and what else lies in the pack matters to `check`, not here.
 """
@@ -39,7 +38,7 @@ _AHEAD: Final = 96 * MIB
 _SPAN: Final = 8 * MIB  # fetched at once
 # A request costs about what so many bytes cost; where less lies between two blobs, it comes along.
 _GAP: Final = 256 * KIB
-_BATCH: Final = MIB  # of plaintext; twice that no longer fits into caches
+_BATCH: Final = 4 * MIB  # of plaintext; less would be written in short runs
 _FETCHERS: Final = 8
 _LOCAL_FETCHERS: Final = 3  # more would only make a disk seek
 _MOST_OPENERS: Final = 8

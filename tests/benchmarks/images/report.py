@@ -94,6 +94,7 @@ def lines(report: Report) -> Iterator[str]:
         "Each run is a whole process, after a sync; what it reads (the disk, or what the tool keeps) lies in the page "
         "cache, read there just before. "
         f"zstd at level {LEVEL} where there is a choice. Peers that know no filesystem read deleted files too. "
+        "A restore ends when what it wrote is on the disk: what a tool leaves to the page cache is synced within its time. "
         "Restored disks are compared file by file. The limit is native code on all processors, by its own clock; a capture of it stores nothing."
     )
     for operation in Operation:
