@@ -38,6 +38,8 @@ _WRITE_FIELDS: Final = (6, 13)
 
 # QEMU marks an image it may write by locking byte 100 + 1 (its "write" permission, block/file-posix.c).
 _QEMU_WRITE_LOCK: Final = 101
+_BLKSSZGET: Final = 0x1268  # <linux/fs.h>: bytes of a logical sector, as an int
+_INT: Final = struct.Struct("i")
 # struct flock: type, whence, start, length, pid (64-bit Linux)
 _FLOCK: Final = struct.Struct("hhqqi4x")
 
@@ -216,6 +218,40 @@ def open_disk(path: Path) -> Iterator[int]:
         raise SourceError(f"{path} can't be opened: {error.strerror}", hint=hint) from error
     try:
         yield fd
+    finally:
+        os.close(fd)
+
+
+@dataclass(frozen=True, slots=True)
+class DirectDisk:
+    """A disk that is open for reading past the page cache.
+
+    Attributes:
+        descriptor: of the file.
+        sector: bytes; offsets and lengths must be multiples of it.
+    """
+
+    descriptor: int
+    sector: int
+
+
+@contextmanager
+def open_past_cache(path: Path) -> Iterator[DirectDisk | None]:
+    """Open a device for reading past the page cache.
+
+    Yields None of a disk file, which may well lie in the cache, and of what can't be read so.
+    """
+    if not path.is_block_device():
+        yield None
+        return
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
+    except OSError:
+        yield None
+        return
+    try:
+        (sector,) = _INT.unpack(fcntl.ioctl(fd, _BLKSSZGET, bytes(_INT.size)))
+        yield DirectDisk(fd, sector)
     finally:
         os.close(fd)
 

@@ -87,12 +87,12 @@ def capture(
         last = session.last_image(plan.machine.id)
         base = last.load()
         for path, volumes in by_path.items():
-            with blockdev.open_disk(path) as descriptor:
+            with blockdev.open_disk(path) as descriptor, blockdev.open_past_cache(path) as direct:
                 for item in volumes:
                     name, length = item.volume.id, item.volume.length
                     before = session.saved_map(base, name, length) if base else ()
                     root, used = pipeline.add_volume(
-                        descriptor, item.volume, item.extents, advance, before
+                        descriptor, item.volume, item.extents, advance, before, direct
                     )
                     summaries[name] = VolumeSummary(name, length, used, root.id.hex(), root.level)
                 if blockdev.size_of(descriptor) != item.disk.identity.size:

@@ -21,6 +21,7 @@ from typing import Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from imager.blockdev import DirectDisk
 from imager.capture.base import Known, divide
 from imager.capture.chunker import MOST_UNDECIDED, Piece, PieceKind
 from imager.capture.reader import ExtentReader, Part, Reader
@@ -113,6 +114,7 @@ class Pipeline:
         extents: Extents,
         advance: Advance,
         base: Iterable[Runs] = (),
+        direct: DirectDisk | None = None,
     ) -> tuple[Root, int]:
         """Read a volume's extents, store what is new, and the map; for one thread.
 
@@ -122,6 +124,7 @@ class Pipeline:
             extents: what of the volume is to be read.
             advance: told of every byte read.
             base: its map in an image before; see `base.divide`.
+            direct: the disk, for reading past the page cache, if it can be.
 
         Returns:
             The root of the map, and how many bytes of the volume are chunks.
@@ -132,7 +135,7 @@ class Pipeline:
         """
         line = RunLine(self._session.new_map())
         queue: deque[tuple[int, Future[_Done]]] = deque()
-        reader = Reader(descriptor, volume.offset, self._part)
+        reader = Reader(descriptor, volume.offset, self._part, direct)
         for size, work in self._work(reader, extents, base):
             queue.append((size, self._pool.submit(work)))
             if len(queue) >= self._most_parts:
@@ -145,8 +148,7 @@ class Pipeline:
         self, reader: Reader, extents: Extents, base: Iterable[Runs]
     ) -> Iterator[tuple[int, Callable[[], _Done]]]:
         """Yield what threads shall do, and about how many bytes."""
-        ranges = np.asarray(extents.ranges).reshape(-1, 2)
-        for stretch in divide(ranges, base, self._session.holders, self._part):
+        for stretch in divide(extents.ranges, base, self._session.holders, self._part):
             if isinstance(stretch, Known):
                 yield stretch.size, partial(self._compare, reader, stretch)
                 continue

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from imager import blockdev
+from imager.blockdev import DirectDisk
 from imager.capture.chunker import BLOCK, LEAST_ZERO_BLOCKS, MOST_UNDECIDED, Chunker, Piece
 from imager.stages import Stages
 from imager.units import round_up
@@ -41,10 +42,14 @@ class Reader:
         descriptor: of the disk, open for reading.
         base: first byte of the volume on the disk.
         most: bytes of a part, unless it is a hole; a multiple of `BLOCK`.
+        direct: the same disk for what can be read past the page cache, if any can.
     """
 
-    def __init__(self, descriptor: int, base: int, most: int) -> None:
+    def __init__(
+        self, descriptor: int, base: int, most: int, direct: DirectDisk | None = None
+    ) -> None:
         self._descriptor = descriptor
+        self._direct = direct
         self._base = base
         self._most = most
         self._is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
@@ -67,11 +72,19 @@ class Reader:
     def read(self, offset: int, buffer: memoryview) -> None:
         """Fill a buffer with what begins at an offset in the volume.
 
+        Args:
+            offset: in the volume.
+            buffer: begins at a page, if the disk can be read past the page cache.
+
         Raises:
             TruncatedSource: the disk ends within it.
             UnreadableSource: the disk gives a read error.
         """
-        blockdev.read_into(self._descriptor, self._base + offset, buffer)
+        start = self._base + offset
+        descriptor, direct = self._descriptor, self._direct
+        if direct and not start % direct.sector and not len(buffer) % direct.sector:
+            descriptor = direct.descriptor
+        blockdev.read_into(descriptor, start, buffer)
 
     def _hole(self, offset: int, end: int) -> int:
         """Return how many bytes from an offset on are a hole: whole blocks, or up to the end."""

@@ -5,12 +5,13 @@ import json
 import os
 import random
 import struct
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from restored_disks import Saved
+from restored_disks import Saved, digest
 
 from imager import blockdev, process
 from imager.capture import source as source_module
@@ -346,6 +347,32 @@ class TestDevice:
                 offset = probe_machine([source], "x").disks[0].volumes[1].offset
                 found = os.pread(file.fileno(), 29, offset)
         assert found == b"written through the partition"
+
+    def test_is_read_past_the_page_cache(
+        self, device: Path, raw: Path, saved: Saved, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """No worker reads through the cache, and what they read is right."""
+        direct: list[bool] = []
+        real = blockdev.read_into
+
+        def read_into(fd: int, offset: int, buffer: memoryview) -> None:
+            if threading.current_thread().name.startswith("work"):
+                direct.append(bool(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT))
+            real(fd, offset, buffer)
+
+        monkeypatch.setattr(blockdev, "read_into", read_into)
+        assert saved.capture(device, "--name", "device") == 0
+        assert direct
+        assert all(direct)
+        copy = saved.folder / "copy"
+        process.run("cp", raw, copy)
+        assert saved.capture(copy, "--name", "file") == 0
+        restored = []
+        for name in ("device", "file"):
+            target = saved.folder / name
+            assert saved.restore(name, "--map", f"disk0={target}", "--yes") == 0
+            restored.append(digest(target))
+        assert restored[0] == restored[1]
 
     def test_what_waits_in_the_cache_of_a_partition(self, device: Path) -> None:
         with Path(f"{device}p1").open("r+b", buffering=0) as partition:

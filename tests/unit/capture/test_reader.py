@@ -9,11 +9,14 @@ from pathlib import Path
 import pytest
 
 from imager import blockdev
+from imager.blockdev import DirectDisk
 from imager.capture.chunker import BLOCK, MOST_UNDECIDED, PieceKind
 from imager.capture.pipeline import stages_of
 from imager.capture.reader import ExtentReader, Part, Reader
+from imager.direct_io import page_buffer
 from imager.errors import TruncatedSource, UnreadableSource
 from imager.units import GIB, MIB
+from tests.direct_io import takes_direct
 
 KEY = b"k" * 32
 MOST = 12 * MIB
@@ -97,6 +100,45 @@ def test_a_hole_of_a_tebibyte_takes_no_time(
     monkeypatch.setattr(blockdev, "read_into", read_into)
     assert read(path, 0, 0, 1024 * GIB) == [(PieceKind.ZERO, 0, 1024 * GIB, b"")]
     assert count < BLOCK
+
+
+@pytest.mark.parametrize(
+    ("base", "offset", "size", "is_direct"),
+    [
+        (0, 0, 2 * MIB, True),
+        (BLOCK, MIB, BLOCK, True),
+        (512, BLOCK - 512, MIB, True),
+        (512, 0, MIB, False),
+        (0, MIB, MIB + 512, False),
+    ],
+)
+def test_only_whole_sectors_are_read_past_the_page_cache(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    base: int,
+    offset: int,
+    size: int,
+    is_direct: bool,
+) -> None:
+    path = tmp_path / "disk"
+    data = random.Random(5).randbytes(2 * MIB + 512)
+    path.write_bytes(data)
+    used: list[int] = []
+    real = blockdev.read_into
+
+    def read_into(fd: int, offset: int, buffer: memoryview) -> None:
+        used.append(fd)
+        real(fd, offset, buffer)
+
+    monkeypatch.setattr(blockdev, "read_into", read_into)
+    flags = os.O_DIRECT if takes_direct(tmp_path) else 0
+    direct = os.open(path, os.O_RDONLY | flags)
+    with blockdev.open_disk(path) as fd:
+        buffer = page_buffer(size)
+        Reader(fd, base, MOST, DirectDisk(direct, BLOCK)).read(offset, buffer)
+        assert used == [direct if is_direct else fd]
+    os.close(direct)
+    assert bytes(buffer) == data[base + offset : base + offset + size]
 
 
 def test_a_disk_that_ends_too_early_is_an_error(sparse: Path) -> None:
