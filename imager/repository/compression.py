@@ -12,6 +12,7 @@ import zstandard
 from imager.repository.chunk import Codec
 from imager.units import KIB
 
+# Those below 1 are no bargain: on two processors -5 compressed 1.4 times as fast, and stored 30 % more.
 LEAST_LEVEL: Final = 1
 MOST_LEVEL: Final = 19
 # Beyond, a level costs twice the time for a percent.
