@@ -12,6 +12,7 @@ from typing import Final
 from imager import blockdev
 from imager.blockdev import DirectDisk
 from imager.capture.chunker import BLOCK, LEAST_ZERO_BLOCKS, MOST_UNDECIDED, Chunker, Piece
+from imager.errors import UnreadableSource
 from imager.stages import Stages
 from imager.units import round_up
 
@@ -81,10 +82,15 @@ class Reader:
             UnreadableSource: the disk gives a read error.
         """
         start = self._base + offset
-        descriptor, direct = self._descriptor, self._direct
+        direct = self._direct
         if direct and not start % direct.sector and not len(buffer) % direct.sector:
-            descriptor = direct.descriptor
-        blockdev.read_into(descriptor, start, buffer)
+            try:
+                blockdev.read_into(direct.descriptor, start, buffer)
+            except UnreadableSource:
+                pass  # through the cache, page by page, it tells which byte it is
+            else:
+                return
+        blockdev.read_into(self._descriptor, start, buffer)
 
     def _hole(self, offset: int, end: int) -> int:
         """Return how many bytes from an offset on are a hole: whole blocks, or up to the end."""

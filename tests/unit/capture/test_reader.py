@@ -1,5 +1,6 @@
 """Reading extents: what is read, and that holes of a disk file aren't."""
 
+import errno
 import os
 import random
 import subprocess
@@ -139,6 +140,29 @@ def test_only_whole_sectors_are_read_past_the_page_cache(
         assert used == [direct if is_direct else fd]
     os.close(direct)
     assert bytes(buffer) == data[base + offset : base + offset + size]
+
+
+def test_what_can_not_be_read_past_the_page_cache_is_read_through_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "disk"
+    path.write_bytes(bytes(BLOCK) + b"x" * BLOCK)
+    real = os.preadv
+    direct = os.open(path, os.O_RDONLY)
+
+    def preadv(fd: int, buffers: list[memoryview], offset: int) -> int:
+        if fd == direct or offset >= BLOCK:
+            raise OSError(errno.EIO, "a bad sector")
+        return real(fd, [buffers[0][:BLOCK]], offset)
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    with blockdev.open_disk(path) as fd:
+        reader = Reader(fd, 0, MOST, DirectDisk(direct, 512))
+        buffer = page_buffer(2 * BLOCK)
+        reader.read(0, buffer[:BLOCK])
+        with pytest.raises(UnreadableSource, match=f"byte {BLOCK} "):
+            reader.read(0, buffer)
+    os.close(direct)
 
 
 def test_a_disk_that_ends_too_early_is_an_error(sparse: Path) -> None:
