@@ -6,13 +6,14 @@ reads as the first one did. Nothing is believed because of it.
 
 import contextlib
 import hashlib
+import re
 import secrets
 from typing import Final
 
 from imager.repository.keyring import GroupKeys
 from imager.repository.scratch import cache_folder
 
-_LONGEST: Final = 64  # SHA-256, hex
+_IMAGE: Final = re.compile(r"[0-9a-f]{64}")
 
 
 class LastImage:
@@ -30,10 +31,10 @@ class LastImage:
     def load(self) -> str | None:
         """Return the id of an image, which may be gone or another machine's by now; None if unknown."""
         try:
-            with (cache_folder() / self._name).open("r") as file:
-                return file.read(_LONGEST)
+            image = (cache_folder() / self._name).read_text()
         except (OSError, RuntimeError, ValueError):
             return None
+        return image if _IMAGE.fullmatch(image) else None
 
     def keep(self, image: str) -> None:
         """Note an image, if this machine has a place for that."""
