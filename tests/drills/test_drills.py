@@ -39,6 +39,7 @@ def test_a_stock_kernel_reaches_its_init_under_the_probe() -> None:
         pytest.param("uefi-ext4", Firmware.UEFI, Medium.CD, marks=pytest.mark.slow),
         pytest.param("bios-ext4", Firmware.BIOS, Medium.CD, marks=pytest.mark.slow),
         pytest.param("bios-ext4", Firmware.BIOS, Medium.USB, marks=pytest.mark.slow),
+        pytest.param("bios-gpt-xfs", Firmware.BIOS, Medium.CD, marks=pytest.mark.slow),
     ],
 )
 def test_a_destroyed_machine_comes_back_as_it_was(

@@ -27,6 +27,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
         ("uefi-ext4", Firmware.SECUREBOOT),
         ("bios-ext4", Firmware.BIOS),
         ("bios-ext4-reordered", Firmware.BIOS),
+        ("bios-gpt-xfs", Firmware.BIOS),
     ],
 )
 def test_facts_are_the_same_at_the_next_boot(tmp_path: Path, name: str, firmware: Firmware) -> None:

@@ -1,11 +1,13 @@
-"""Disks put together from files: table, filesystems and boot code, without mounts or loop devices.
+"""Disks put together from files: table, filesystems and boot code.
 
-Everything is made in place, in a sparse file, at the offset of its partition.
+Everything is made in place, in a sparse file, at the offset of its partition. Only XFS, which no
+program fills from a directory with all its attributes, is mounted for it.
 """
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -15,18 +17,25 @@ import tree
 from imager import process
 from imager.errors import ConfigError, ProgramError
 from imager.units import KIB
-from spec import Disk, Filesystem, FilesystemType, Layout, Loader, Machine, TableKind
+from spec import Disk, Filesystem, FilesystemType, Layout, Loader, Machine, PartitionType, TableKind
 from template import render
 
 _SECTOR: Final = 512
 _MBR_CODE: Final = 440  # bytes before the disk signature
 _SWAP_HEADER: Final = 4096  # mkswap writes into the first page only
+_CORE_AT: Final = 0x5C  # in boot.img: sector of the core, 64 bits
+_REST_AT: Final = 0x1F4  # in the core's first sector: sector of the rest of it, 64 bits
 _DRIVE_CHECK: Final = 0x66  # in GRUB's boot.img: a jump that distrusts the BIOS's drive number
 _NUMBER: Final = re.compile(r"\d+$")  # at the end of sfdisk's name for a partition
 _BY_PATH: Final = Layout()
 _GRUB_MODULES: Final = ("biosdisk", "part_msdos", "part_gpt", "ext2", "search_fs_uuid")
 _TYPES: Final = {
-    TableKind.GPT: {"esp": "uefi", "linux": "linux", "swap": "swap"},
+    TableKind.GPT: {
+        "bios-boot": "21686148-6449-6E6F-744E-656564454649",
+        "esp": "uefi",
+        "linux": "linux",
+        "swap": "swap",
+    },
     TableKind.MBR: {"esp": "uefi", "linux": "linux", "swap": "swap", "extended": "extended"},
 }
 
@@ -75,8 +84,7 @@ def assemble(machine: Machine, content: Path, directory: Path) -> tuple[Path, ..
         part = parts.get(each.mountpoint or "")
         make(each, places[each.on], part, machine.layout)
     if boot is not None:
-        first = min(place.offset for place in places.values() if place.image == images[0])
-        _install_grub(images[0], *boot, room=first)
+        _install_grub(*boot, _room_for_grub(machine.disk[0], images[0], places))
     return tuple(images)
 
 
@@ -123,6 +131,8 @@ def make(
         raise ConfigError(f"{filesystem.on}: a {filesystem.type} without mountpoint has no content")
     elif filesystem.type is FilesystemType.VFAT:
         _vfat(filesystem, place, content)
+    elif filesystem.type is FilesystemType.XFS:
+        _xfs(filesystem, place, content)
     else:
         _ext4(filesystem, place, content, layout)
 
@@ -166,6 +176,31 @@ def _ext4(filesystem: Filesystem, place: Place, content: Path, layout: Layout) -
         _remove(place, links, directories)
 
 
+def _xfs(filesystem: Filesystem, place: Place, content: Path) -> None:
+    label = ("-L", filesystem.label) if filesystem.label else ()
+    mountpoint = place.image.with_suffix(".mount")
+    mountpoint.mkdir()
+    with _loop(place) as device:
+        process.run("mkfs.xfs", "-q", "-m", f"uuid={filesystem.uuid}", *label, device)
+        process.run("mount", "-t", "xfs", device, mountpoint)
+        try:
+            process.run("cp", "--archive", f"{content}/.", mountpoint)
+        finally:
+            process.run("umount", mountpoint)
+    mountpoint.rmdir()
+
+
+@contextmanager
+def _loop(place: Place) -> Iterator[Path]:
+    """Yield a device that is a place on a disk."""
+    part = ("--offset", str(place.offset), "--sizelimit", str(place.length))
+    device = process.run("losetup", "--find", "--show", *part, place.image).strip()
+    try:
+        yield Path(device)
+    finally:
+        process.run("losetup", "--detach", device)
+
+
 def _remove(place: Place, files: list[str], directories: list[str]) -> None:
     """Remove names and then directories, the outermost last, from an ext4.
 
@@ -183,13 +218,14 @@ def _remove(place: Place, files: list[str], directories: list[str]) -> None:
 
 
 def _grub_core(machine: Machine, modules: Path, directory: Path) -> tuple[bytes, bytes]:
-    """Return GRUB's first sector and its core, which finds the root filesystem by its UUID."""
+    """Return GRUB's first sector and its core, which finds the filesystem of /boot by its UUID."""
     early = directory / "early.cfg"
-    early.write_text(render("early.cfg", root_uuid=machine.at("/").uuid, on_esp=False))
+    boot, folder = machine.boot_folder()
+    early.write_text(render("early.cfg", boot_uuid=boot.uuid, folder=folder, on_esp=False))
     core = directory / "core.img"
     process.run(
         *("grub-mkimage", "--format=i386-pc", "--directory", modules, "--config", early),
-        *("--prefix", "/boot/grub", "--output", core, *_GRUB_MODULES),
+        *("--prefix", f"{folder}/grub", "--output", core, *_GRUB_MODULES),
     )
     result = ((modules / "boot.img").read_bytes(), core.read_bytes())
     early.unlink()
@@ -197,16 +233,28 @@ def _grub_core(machine: Machine, modules: Path, directory: Path) -> tuple[bytes,
     return result
 
 
-def _install_grub(image: Path, boot: bytes, core: bytes, *, room: int) -> None:
-    if _SECTOR + len(core) > room:
+def _room_for_grub(disk: Disk, image: Path, places: Mapping[str, Place]) -> Place:
+    """Return where GRUB's core goes: the BIOS boot partition, else the gap behind the MBR."""
+    for each in disk.partition:
+        if each.type is PartitionType.BIOS_BOOT:
+            return places[f"{disk.name}/{each.name}"]
+    first = min(place.offset for place in places.values() if place.image == image)
+    return Place(image, _SECTOR, first - _SECTOR)
+
+
+def _install_grub(boot: bytes, core: bytes, room: Place) -> None:
+    if len(core) > room.length:
         raise ConfigError(
-            f"GRUB's core of {len(core)} bytes does not fit before the first partition",
-            hint="Let the first partition start at 1 MiB or later.",
+            f"GRUB's core of {len(core)} bytes does not fit into {room.length}",
+            hint="Let the first partition start at 1 MiB or later, or give bios-boot 1 MiB.",
         )
-    code = bytearray(boot[:_MBR_CODE])
+    sector = room.offset // _SECTOR
+    code, parts = bytearray(boot[:_MBR_CODE]), bytearray(core)
     code[_DRIVE_CHECK : _DRIVE_CHECK + 2] = b"\x90\x90"
-    _write_at(image, 0, bytes(code))
-    _write_at(image, _SECTOR, core)
+    code[_CORE_AT : _CORE_AT + 8] = sector.to_bytes(8, "little")
+    parts[_REST_AT : _REST_AT + 8] = (sector + 1).to_bytes(8, "little")
+    _write_at(room.image, 0, bytes(code))
+    _write_at(room.image, room.offset, bytes(parts))
 
 
 def _write_at(image: Path, offset: int, data: bytes) -> None:

@@ -144,6 +144,8 @@ def _mbr_problems(disk: Disk) -> Iterator[str]:
     for partition in disk.partition:
         if partition.uuid is not None:
             yield f"partition {partition.name}: an MBR keeps no uuid per partition"
+        if partition.type is PartitionType.BIOS_BOOT:
+            yield f"partition {partition.name}: an MBR has a gap for GRUB, and no bios-boot partition"
         if _is_logical(disk, partition) and not extended:
             yield f"partition {partition.name}: number 5 and up need an extended partition"
         if partition.type is PartitionType.EXTENDED and _is_logical(disk, partition):
@@ -155,7 +157,7 @@ def _filesystem_problems(machine: Machine) -> Iterator[str]:
         f"{disk.name}/{partition.name}"
         for disk in machine.disk
         for partition in disk.partition
-        if partition.type is not PartitionType.EXTENDED
+        if partition.type not in {PartitionType.EXTENDED, PartitionType.BIOS_BOOT}
     }
     yield from _twice("filesystem.on", [each.on for each in machine.filesystem])
     mountpoints = [each.mountpoint for each in machine.filesystem if each.mountpoint is not None]
@@ -181,4 +183,6 @@ def _boot_problems(machine: Machine) -> Iterator[str]:
         if not esp or esp[0].type is not FilesystemType.VFAT:
             yield 'filesystem: UEFI firmware needs a vfat at "/boot/efi"'
     elif machine.disk and machine.disk[0].table is not TableKind.MBR:
-        yield "disk[0].table: GRUB for BIOS is put behind an MBR"
+        types = [partition.type for partition in machine.disk[0].partition]
+        if types.count(PartitionType.BIOS_BOOT) != 1:
+            yield "disk[0].partition: GRUB for BIOS needs an MBR, or one bios-boot partition"

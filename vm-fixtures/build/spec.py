@@ -21,7 +21,7 @@ class Firmware(StrEnum):
 class Loader(StrEnum):
     """What the firmware starts."""
 
-    GRUB_PC = "grub-pc"  # GRUB in the MBR and the gap behind it
+    GRUB_PC = "grub-pc"  # GRUB in the MBR, and the gap behind it or a BIOS boot partition
     GRUB_EFI_SIGNED = "grub-efi-signed"  # shim and GRUB as Debian signs them, on the ESP
 
 
@@ -35,6 +35,7 @@ class TableKind(StrEnum):
 class PartitionType(StrEnum):
     """What a partition is for; sfdisk knows these names for both kinds of table."""
 
+    BIOS_BOOT = "bios-boot"  # room for GRUB's core, which a GPT leaves no gap for
     ESP = "esp"
     EXTENDED = "extended"
     LINUX = "linux"
@@ -47,6 +48,7 @@ class FilesystemType(StrEnum):
     EXT4 = "ext4"
     SWAP = "swap"
     VFAT = "vfat"
+    XFS = "xfs"
 
 
 class LayoutOrder(StrEnum):
@@ -203,6 +205,13 @@ class Machine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     disk: tuple[Disk, ...]
     filesystem: tuple[Filesystem, ...]
     layout: Layout = Layout()
+
+    def boot_folder(self) -> tuple[Filesystem, str]:
+        """Return the filesystem that kernels lie on, and where on it /boot is."""
+        try:
+            return self.at("/boot"), ""
+        except KeyError:
+            return self.at("/"), "/boot"
 
     def at(self, mountpoint: str) -> Filesystem:
         """Return the filesystem that is mounted at `mountpoint`.

@@ -90,11 +90,13 @@ def _kernel(machine: Machine, tree: Path) -> None:
             hint="Name exactly one linux-image-… package in system.packages.",
         )
     version = kernels[0].name.removeprefix("vmlinuz-")
+    boot, folder = machine.boot_folder()
     text = render(
         "grub.cfg",
+        boot_uuid=boot.uuid,
         root_uuid=machine.at("/").uuid,
-        kernel=f"/boot/vmlinuz-{version}",
-        initrd=f"/boot/initrd.img-{version}",
+        kernel=f"{folder}/vmlinuz-{version}",
+        initrd=f"{folder}/initrd.img-{version}",
         options=machine.boot.options,
     )
     _write(tree / "boot/grub/grub.cfg", text)
@@ -122,7 +124,8 @@ def _signed_loaders(machine: Machine, tree: Path) -> None:
         target = efi / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)
-    early = render("early.cfg", root_uuid=machine.at("/").uuid, on_esp=True)
+    boot, folder = machine.boot_folder()
+    early = render("early.cfg", boot_uuid=boot.uuid, folder=folder, on_esp=True)
     _write(efi / "debian/grub.cfg", early)
 
 
