@@ -144,7 +144,7 @@ class Life:
         (root / "soft/absolute").symlink_to("/etc/hostname")
         (root / "soft/dangling").symlink_to("/nowhere")
         (root / "soft/loop").symlink_to("loop")
-        (root / "soft/long").symlink_to("x/" * 1500)
+        (root / "soft/long").symlink_to("x/" * 510)  # XFS takes no more than 1023 characters
         special = root / "special"
         special.mkdir()
         os.mkfifo(special / "fifo", 0o620)
