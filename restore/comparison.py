@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from imager.direct_io import page_buffer
 from imager.errors import VerificationFailed
 from imager.layout.disk import Volume
+from imager.repository.volume_map import side_by_side
 from imager.stages import Lane, Stages
 from imager.thread_buffers import ThreadBuffers
 from imager.units import KIB, MIB
@@ -233,7 +234,9 @@ class _Comparison:
             if isinstance(self._step, CompareVolume):
                 self.at_ends.append(self._at_ends(runs, self._step))
             compare = partial(self._data, runs, differs, tolerant)
-            yield from ((compare, *segment) for segment in _segments(runs))
+            ends = runs.data_offsets + runs.data_lengths
+            for segment in side_by_side(runs.data_offsets, ends, _SEGMENT):
+                yield compare, *segment
             clear = partial(self._zeros, tolerant)
             yield from ((clear, *piece) for piece in _pieces(runs))
 
@@ -303,23 +306,6 @@ class _Comparison:
 
 def _readers() -> int:
     return min(len(os.sched_getaffinity(0)), _MOST_READERS)
-
-
-def _segments(runs: Runs) -> Iterator[tuple[int, int]]:
-    """Yield ranges of data runs that lie side by side and are read at once."""
-    count = len(runs.data_offsets)
-    if not count:
-        return
-    ends = runs.data_offsets + runs.data_lengths
-    breaks = np.flatnonzero(runs.data_offsets[1:] != ends[:-1]) + 1
-    for start, stop in zip([0, *breaks.tolist()], [*breaks.tolist(), count], strict=True):
-        position = start
-        while position < stop:
-            limit = runs.data_offsets[position] + np.uint64(_SEGMENT)
-            fitting = int(np.searchsorted(ends[position:stop], limit, side="right"))
-            following = position + max(fitting, 1)
-            yield position, following
-            position = following
 
 
 def _pieces(runs: Runs) -> Iterator[tuple[int, int]]:

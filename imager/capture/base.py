@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imager.capture.chunker import BLOCK, MOST_BLOCKS
-from imager.repository.chunk import ZERO
+from imager.repository.chunk import FREE, ZERO
 from imager.repository.ids import NOWHERE
-from imager.repository.volume_map import Runs, are, are_chunks
+from imager.repository.volume_map import Runs, are
 
 # Longer runs of zeros are looked at as if nothing was known: of a disk file most are holes.
 _MOST_RUN: Final = MOST_BLOCKS * BLOCK
@@ -81,7 +81,7 @@ def divide(
         offsets = offset + np.cumsum(lengths) - lengths
         offset += int(lengths.sum())
         usable = np.flatnonzero(
-            (are_chunks(runs) | are(runs["id"], ZERO))
+            ~are(runs["id"], FREE)
             & (lengths <= _MOST_RUN)
             & extents.hold(offsets, offsets + lengths)
         )

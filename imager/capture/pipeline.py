@@ -31,7 +31,16 @@ from imager.repository import pack_store
 from imager.repository.chunk import FREE, ID, ZERO, Codec
 from imager.repository.ids import words
 from imager.repository.session import Session
-from imager.repository.volume_map import RUN, Root, Runs, TreeWriter, are, are_chunks, runs
+from imager.repository.volume_map import (
+    RUN,
+    Root,
+    Runs,
+    TreeWriter,
+    are,
+    are_chunks,
+    runs,
+    side_by_side,
+)
 from imager.stages import Lane, Stages
 from imager.thread_buffers import ThreadBuffers
 from imager.units import MIB
@@ -176,15 +185,15 @@ class Pipeline:
                 found.append(cut.runs)
                 blobs += cut.blobs
             position = end
-        return _Done(offsets[0], _joined(np.concatenate(found)), blobs)
+        return _Done(offsets[0], np.concatenate(found), blobs)
 
     def _are_there(self, reader: Reader, known: Known) -> NDArray[np.bool_]:
         """Return which runs of the base are what they were; hashed while in the processor's cache."""
-        buffer = self._buffers.of(_SEGMENT + MOST_UNDECIDED)
+        buffer = self._buffers.of(_SEGMENT)
         identities: list[bytes] = []
         lengths = known.runs["length"].tolist()
         is_zero = are(known.runs["id"], ZERO).tolist()
-        for start, stop in _segments(known):
+        for start, stop in side_by_side(known.offsets, known.ends, _SEGMENT):
             views, position = [], 0
             for length in lengths[start:stop]:
                 views.append(buffer[position : position + length])
@@ -250,19 +259,6 @@ def _runs_of(pieces: Sequence[Piece], identities: Sequence[bytes]) -> Runs:
     return found
 
 
-def _segments(known: Known) -> Iterator[tuple[int, int]]:
-    """Yield ranges of runs that lie side by side and are read at once."""
-    start, begin, end = 0, int(known.offsets[0]), int(known.offsets[0])
-    for number, (offset, stop) in enumerate(
-        zip(known.offsets.tolist(), known.ends.tolist(), strict=True)
-    ):
-        if offset != end or offset - begin >= _SEGMENT:
-            yield start, number
-            start, begin = number, offset
-        end = stop
-    yield start, len(known.runs)
-
-
 def _joined(some: Runs) -> Runs:
     """Return runs with neighbours joined that are both zero, or both free."""
     is_first = np.ones(len(some), np.bool_)
@@ -289,16 +285,13 @@ class RunLine:
         self.used = 0
 
     def extend(self, more: Runs) -> None:
-        """Take the next runs: chunks, zeros or free; no two neighbours among them are both zero or free."""
+        """Take the next runs: chunks, zeros or free."""
         if not len(more):
             return
         lengths, is_chunk = more["length"], are_chunks(more)
         self._end += int(lengths.sum())
         self.used += int(lengths[is_chunk].sum())
-        if len(self._open) and self._open["id"][0] == more["id"][0]:
-            lengths[0] += self._open["length"][0]
-        else:
-            more = np.concatenate((self._open, more))
+        more = _joined(np.concatenate((self._open, more)))
         keep = len(more) - (not is_chunk[-1])
         self._open = more[keep:]
         if keep:

@@ -1,8 +1,9 @@
 """Volume maps: which chunk lies where, as a tree of shared nodes (FORMAT.md section 6)."""
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,6 +58,27 @@ def are_chunks(volume_map: Runs) -> NDArray[np.bool_]:
 def chunk_ids(volume_map: Runs) -> NDArray[np.void]:
     """Return the ids of the chunks of a map (dtype V32), each once, sorted."""
     return unique_ids(volume_map["id"][are_chunks(volume_map)])
+
+
+def side_by_side(offsets: NDArray[Any], ends: NDArray[Any], most: int) -> Iterator[tuple[int, int]]:
+    """Yield first and last (exclusive) of runs that lie side by side, of at most so many bytes.
+
+    A longer one comes alone.
+
+    Args:
+        offsets: where runs begin, ascending; shape (n,), int64 or uint64, below 2^63.
+        ends: first byte behind each; shape (n,).
+        most: bytes.
+    """
+    starts, stops = offsets.astype(np.int64), ends.astype(np.int64)
+    breaks = np.flatnonzero(starts[1:] != stops[:-1]) + 1
+    for position, end in itertools.pairwise([0, *breaks.tolist(), len(starts)]):
+        while position < end:
+            limit = starts[position] + most
+            fitting = int(np.searchsorted(stops[position:end], limit, side="right"))
+            following = position + max(fitting, 1)
+            yield position, following
+            position = following  # noqa: PLW2901
 
 
 class TreeWriter:
