@@ -7,11 +7,10 @@ reads as the first one did. Nothing is believed because of it.
 import contextlib
 import hashlib
 import re
-import secrets
 from typing import Final
 
 from imager.repository.keyring import GroupKeys
-from imager.repository.scratch import cache_folder
+from imager.repository.scratch import cache_folder, replace_file
 
 _IMAGE: Final = re.compile(r"[0-9a-f]{64}")
 
@@ -39,10 +38,4 @@ class LastImage:
     def keep(self, image: str) -> None:
         """Note an image, if this machine has a place for that."""
         with contextlib.suppress(OSError, RuntimeError):
-            path = cache_folder() / self._name
-            fresh = path.with_name(f"{path.name}-{secrets.token_hex(8)}")
-            try:
-                fresh.write_text(image)
-                fresh.replace(path)
-            finally:
-                fresh.unlink(missing_ok=True)
+            replace_file(cache_folder() / self._name, image.encode())

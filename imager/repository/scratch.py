@@ -34,6 +34,23 @@ def cache_folder() -> Path:
     return home
 
 
+def replace_file(path: Path, data: bytes) -> None:
+    """Put a small file, readable by its owner only, in place of what was there: whole, or not at all.
+
+    Raises:
+        OSError: it can't be written.
+    """
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        fresh = Path(file.name)
+        try:
+            file.write(data)
+            file.flush()
+            fresh.replace(path)
+        except BaseException:
+            fresh.unlink()
+            raise
+
+
 def scratch_file() -> BinaryIO:
     """Return a new file without a name.
 

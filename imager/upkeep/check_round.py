@@ -7,7 +7,6 @@ for a quarter of the budget at most, so that the round goes on however many they
 """
 
 import os
-import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ import msgspec
 from imager.errors import OBJECT_FAULTS, ObjectMissing
 from imager.repository.backend.protocol import Backend, Entry
 from imager.repository.repository import now
+from imager.repository.scratch import replace_file
 from imager.upkeep.check_report import Bad, Depth, Progress
 
 # Memory: an object for each reader and one that waits; packs are at most 64 MiB, parity 128 MiB.
@@ -229,9 +229,7 @@ def _remember(path: Path, rounds: dict[str, _Remembered]) -> bool:
     """Replace the file at once; whether that worked."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            file.write(msgspec.json.encode(rounds))
-        Path(file.name).replace(path)
+        replace_file(path, msgspec.json.encode(rounds))
     except OSError:
         return False
     return True
