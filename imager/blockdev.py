@@ -38,8 +38,6 @@ _WRITE_FIELDS: Final = (6, 13)
 
 # QEMU marks an image it may write by locking byte 100 + 1 (its "write" permission, block/file-posix.c).
 _QEMU_WRITE_LOCK: Final = 101
-_BLKSSZGET: Final = 0x1268  # <linux/fs.h>: bytes of a logical sector, as an int
-_INT: Final = struct.Struct("i")
 # struct flock: type, whence, start, length, pid (64-bit Linux)
 _FLOCK: Final = struct.Struct("hhqqi4x")
 
@@ -236,8 +234,8 @@ class DirectDisk:
 
 
 @contextmanager
-def open_past_cache(path: Path) -> Iterator[DirectDisk | None]:
-    """Open a device for reading past the page cache.
+def open_past_cache(path: Path, sector: int) -> Iterator[DirectDisk | None]:
+    """Open a device for reading past the page cache, given the bytes of a logical sector.
 
     Yields None of a disk file, which may well lie in the cache, and of what can't be read so.
     """
@@ -250,7 +248,6 @@ def open_past_cache(path: Path) -> Iterator[DirectDisk | None]:
         yield None
         return
     try:
-        (sector,) = _INT.unpack(fcntl.ioctl(fd, _BLKSSZGET, bytes(_INT.size)))
         yield DirectDisk(fd, sector)
     finally:
         os.close(fd)

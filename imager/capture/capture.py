@@ -85,12 +85,16 @@ def capture(
         Pipeline(session, workers, stages) as pipeline,
     ):
         last = session.last_image(plan.machine.id)
-        base = last.load()
+        base = session.saved_maps(last.load())
         for path, volumes in by_path.items():
-            with blockdev.open_disk(path) as descriptor, blockdev.open_past_cache(path) as direct:
+            sector = volumes[0].disk.identity.logical_sector
+            with (
+                blockdev.open_disk(path) as descriptor,
+                blockdev.open_past_cache(path, sector) as direct,
+            ):
                 for item in volumes:
                     name, length = item.volume.id, item.volume.length
-                    before = session.saved_map(base, name, length) if base else ()
+                    before = base.read_parts(name, length)
                     root, used = pipeline.add_volume(
                         descriptor, item.volume, item.extents, advance, before, direct
                     )

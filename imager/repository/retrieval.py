@@ -8,7 +8,7 @@ import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final
 
 import numpy as np
@@ -170,6 +170,28 @@ class MapReader:
         if len(self._recent) > _RECENT_PACKS:
             self._recent.popitem(last=False)
         return pack
+
+
+class SavedMaps:
+    """The maps of one image, for who can do without those that can't be had.
+
+    Args:
+        maps: reads them.
+        summary: of the image; None if there is none, or it can't be read.
+    """
+
+    def __init__(self, maps: MapReader, summary: Summary | None) -> None:
+        self._maps = maps
+        self._summary = summary
+
+    def read_parts(self, volume_id: str, length: int) -> Iterator[volume_map.Runs]:
+        """Yield the map of a volume, as far as it can be had; nothing of one with another length."""
+        if self._summary is None:
+            return
+        if (volume_id, length) not in {(each.id, each.length) for each in self._summary.volumes}:
+            return
+        with suppress(*OBJECT_FAULTS):
+            yield from self._maps.read_parts(self._summary, volume_id)
 
 
 class OpenImage:

@@ -4,7 +4,8 @@ import itertools
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Self
 
@@ -35,9 +36,9 @@ from imager.repository.pack import FinishedPack, PackBuilder, object_name
 from imager.repository.pack_store import LANE, PackStore
 from imager.repository.removals import MARGIN, read_removals
 from imager.repository.repository import Problem, Repository
-from imager.repository.retrieval import MapReader
+from imager.repository.retrieval import MapReader, SavedMaps
 from imager.repository.statement import Certificate
-from imager.repository.volume_map import Runs, TreeWriter
+from imager.repository.volume_map import TreeWriter
 from imager.stages import Stages
 
 _HOLDING: Final = (PackKind.DATA, PackKind.MAPS)
@@ -236,22 +237,14 @@ class Session:
         """Return the note of which image of a machine this group had from here last."""
         return LastImage(self._keys, machine)
 
-    def saved_map(self, image: str, volume: str, length: int) -> Iterator[Runs]:
-        """Yield a volume's map in an image of this group, part by part, as far as it can be had.
-
-        Args:
-            image: its id.
-            volume: id of the volume.
-            length: bytes that it must have.
-        """
-        try:
-            summary = self._repository.image(image, self._keys).summary
-            if not any((each.id, each.length) == (volume, length) for each in summary.volumes):
-                return
-            maps = MapReader(self._repository, self._keys, self._index, self.problems.append)
-            yield from maps.read_parts(summary, volume)
-        except OBJECT_FAULTS:
-            return
+    def saved_maps(self, image: str | None) -> SavedMaps:
+        """Return the maps of an image of this group, given its id; none of one that can't be read."""
+        summary = None
+        if image is not None:
+            with suppress(*OBJECT_FAULTS):
+                summary = self._repository.image(image, self._keys).summary
+        maps = MapReader(self._repository, self._keys, self._index, self.problems.append)
+        return SavedMaps(maps, summary)
 
     def add(self, identity: bytes, blob: bytearray, plain_length: int, codec: Codec) -> None:
         """Store a sealed chunk. It is durable when `finish` returns.

@@ -70,8 +70,8 @@ def test_a_map_comes_as_far_as_it_is_there(
     if deed is not None:
         deed(tiny.path)
 
-    def runs(*words: object) -> list[Runs]:
-        return list(session.saved_map(*words))  # type: ignore[arg-type]
+    def runs(image: str, volume: str, length: int) -> list[Runs]:
+        return list(session.saved_maps(image).read_parts(volume, length))
 
     with Session(tiny.open(), tiny.credential) as session:
         found = runs(image, "disk", 1 << 20)
