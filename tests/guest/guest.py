@@ -27,6 +27,7 @@ from restore.drill.qemu import Drive, Vm, VmSpec
 CACHE: Final = Path(__file__).parents[2] / ".cache"
 SUITE: Final = "trixie"
 PACKAGES: Final = (
+    "bcache-tools",
     "btrfs-progs",
     "busybox-static",
     "cryptsetup-bin",
@@ -36,6 +37,7 @@ PACKAGES: Final = (
     "f2fs-tools",
     "kmod",
     "lvm2",
+    "mdadm",
     "mount",
     "ntfs-3g",
     "python3",
@@ -46,6 +48,7 @@ PACKAGES: Final = (
 # Patterns of what the path of a module ends with; all that they need comes along.
 MODULES: Final = (
     "(crypto|nls|lib)/[a-z0-9_-]+",
+    "bcache",
     "btrfs",
     "dm-cache-smq",
     "dm-crypt",
@@ -60,7 +63,10 @@ MODULES: Final = (
     "fuse",
     "loop",
     "ntfs3",
+    "raid0",
     "raid1",
+    "raid10",
+    "raid456",
     "vfat",
     "virtio_blk",
     "virtio_pci",
