@@ -37,14 +37,10 @@ from imager.extents.btrfs_chunks import (
 )
 from imager.extents.btrfs_references import read_references
 from imager.extents.btrfs_space import BlockGroups, Ranges
-from imager.extents.btrfs_superblock import (
-    DEVICE,
-    SUPERBLOCK_PLACES,
-    Superblock,
-    read_superblock,
-)
+from imager.extents.btrfs_superblock import Superblock, read_superblock
 from imager.extents.btrfs_tree import Root, TreeReader
 from imager.extents.extents import Extents, Part, UncertainMapError, is_apart, merged
+from imager.probe.btrfs import DEVICE, SUPERBLOCK_PLACES
 from imager.units import MIB
 
 _ROOT_TREE: Final = 1

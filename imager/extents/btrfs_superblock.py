@@ -1,34 +1,22 @@
 """Superblocks of btrfs: each device has up to three that say the same."""
 
-import hashlib
-import struct
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-import google_crc32c
-import xxhash
-
-from imager import blockdev
 from imager.extents.extents import Part, UncertainMapError
-from imager.units import GIB, KIB, MIB
-
-SUPERBLOCK_PLACES: Final = (64 * KIB, 64 * MIB, 256 * GIB)
-_SIZE: Final = 4096
-_MAGIC: Final = b"_BHRfS_M"
-_SUM_SIZE: Final = 32
-
-# From byte 32: UUID, place, flags, magic, generation, root tree, chunk tree, log tree, unused,
-# bytes in all, bytes used, root directory, devices, sector, node, leaf and stripe size, bytes of
-# the chunk array, generation of the chunk tree, three sets of features, kind of checksum, levels
-# of the root, chunk and log tree
-_HEAD: Final = struct.Struct("<16sQQ8sQQQQQQQQQIIIIIQQQQHBBB")
-# Of a device: id, bytes, bytes in chunks, alignments, type, generation, start, group, speeds, UUID
-DEVICE: Final = struct.Struct("<QQQIIIQQQIBB16s16s")
-_DEVICE_AT: Final = 201
-_METADATA_UUID_AT: Final = 571
-_CHUNKS_AT: Final = 811
-_CHUNKS_SIZE: Final = 2048
+from imager.probe.btrfs import (
+    CHUNKS_AT,
+    CHUNKS_SIZE,
+    DEVICE,
+    DEVICE_AT,
+    HEAD,
+    METADATA_UUID_AT,
+    SIZE,
+    SUM_SIZE,
+    SUPERBLOCK_PLACES,
+    read_copy,
+)
+from imager.probe.structure import StructureError
 
 _WRITTEN: Final = 0x1
 _SEEDING: Final = 1 << 32
@@ -44,13 +32,6 @@ _FREE_SPACE_TREE: Final = 0x1
 _FREE_SPACE_TREE_VALID: Final = 0x2
 _BLOCK_GROUP_TREE: Final = 0x8
 _READ_ONLY: Final = _FREE_SPACE_TREE | _FREE_SPACE_TREE_VALID | 0x4 | _BLOCK_GROUP_TREE
-
-_SUMS: Final[dict[int, Callable[[bytes], bytes]]] = {
-    0: lambda data: int(google_crc32c.value(data)).to_bytes(4, "little"),
-    1: lambda data: xxhash.xxh64_intdigest(data).to_bytes(8, "little"),
-    2: lambda data: hashlib.sha256(data).digest(),
-    3: lambda data: hashlib.blake2b(data, digest_size=32).digest(),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,12 +77,6 @@ class Superblock:
         return self.device[1]
 
 
-def is_sound(data: bytes, kind: int) -> bool:
-    """Return whether a superblock or tree block agrees with the checksum it begins with."""
-    expected = _SUMS[kind](data[_SUM_SIZE:])
-    return data[:_SUM_SIZE] == expected.ljust(_SUM_SIZE, b"\0")
-
-
 def read_superblock(part: Part) -> Superblock:
     """Read all superblocks of a device.
 
@@ -114,7 +89,7 @@ def read_superblock(part: Part) -> Superblock:
         raise UncertainMapError("the filesystem is larger than the volume it lies in")
     for place in SUPERBLOCK_PLACES[1:]:
         # As the kernel decides whether there is one.
-        if place + _SIZE >= found.size:
+        if place + SIZE >= found.size:
             break
         if _without_place(_read_copy(part, place)) != _without_place(first):
             raise UncertainMapError("its superblocks differ")
@@ -122,17 +97,10 @@ def read_superblock(part: Part) -> Superblock:
 
 
 def _read_copy(part: Part, place: int) -> bytes:
-    if place + _SIZE > part.length:
-        raise UncertainMapError("the volume is too small for a btrfs filesystem")
-    data = blockdev.read_at(part.fd, part.offset + place, _SIZE)
-    fields = _HEAD.unpack_from(data, _SUM_SIZE)
-    if (fields[3], fields[1]) != (_MAGIC, place):
-        raise UncertainMapError("a superblock is damaged")
-    if (kind := fields[22]) not in _SUMS:
-        raise UncertainMapError("it has a kind of checksum that is not known here")
-    if not is_sound(data, kind):
-        raise UncertainMapError("a superblock has a wrong checksum")
-    return data
+    try:
+        return read_copy(part.fd, part.offset, part.length, place)
+    except StructureError as problem:
+        raise UncertainMapError(str(problem)) from problem
 
 
 def _without_place(data: bytes) -> bytes:
@@ -144,16 +112,16 @@ def _parse(data: bytes) -> Superblock:
         uuid, _, flags, _, generation, root, chunk_root, log_root, _, _, used, _, devices,
         sector, node, _, _, chunks_size, chunk_generation, compatible, read_only, incompatible,
         checksum, root_level, chunk_level, _,
-    ) = _HEAD.unpack_from(data, _SUM_SIZE)  # fmt: skip
+    ) = HEAD.unpack_from(data, SUM_SIZE)  # fmt: skip
     _check_state(flags, log_root, compatible, read_only, incompatible)
-    identity, size, allocated, *_, device_uuid, _ = DEVICE.unpack_from(data, _DEVICE_AT)
+    identity, size, allocated, *_, device_uuid, _ = DEVICE.unpack_from(data, DEVICE_AT)
     sizes = {1 << power for power in range(12, 17)}
-    if sector not in sizes or node not in sizes or node < sector or chunks_size > _CHUNKS_SIZE:
+    if sector not in sizes or node not in sizes or node < sector or chunks_size > CHUNKS_SIZE:
         raise UncertainMapError("the btrfs superblock makes no sense")
-    metadata_uuid = data[_METADATA_UUID_AT:][:16] if incompatible & _METADATA_UUID else uuid
-    after = _DEVICE_AT + DEVICE.size
+    metadata_uuid = data[METADATA_UUID_AT:][:16] if incompatible & _METADATA_UUID else uuid
+    after = DEVICE_AT + DEVICE.size
     return Superblock(
-        shared=_without_place(data[:_DEVICE_AT]) + data[after:],
+        shared=_without_place(data[:DEVICE_AT]) + data[after:],
         device=(identity, size, allocated, device_uuid),
         metadata_uuid=metadata_uuid,
         generation=generation,
@@ -164,7 +132,7 @@ def _parse(data: bytes) -> Superblock:
         sector=sector,
         node=node,
         checksum=checksum,
-        chunks=data[_CHUNKS_AT : _CHUNKS_AT + chunks_size],
+        chunks=data[CHUNKS_AT : CHUNKS_AT + chunks_size],
         has_free_space_tree=read_only & 3 == _FREE_SPACE_TREE | _FREE_SPACE_TREE_VALID,
         has_block_group_tree=bool(read_only & _BLOCK_GROUP_TREE),
     )

@@ -8,8 +8,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from imager.extents.btrfs_superblock import Superblock, is_sound
+from imager.extents.btrfs_superblock import Superblock
 from imager.extents.extents import UncertainMapError
+from imager.probe.btrfs import is_sound
 
 # Behind the checksum: UUID, logical address, flags, UUID of the chunk tree, generation, owner,
 # items, level

@@ -1,10 +1,11 @@
 """A machine: the root of the layout."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from imager.layout.disk import Disk, Volume
 from imager.layout.firmware import Firmware
+from imager.layout.layers import Layers
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +19,7 @@ class Machine:
         architecture: as `uname -m` says.
         firmware: how it starts.
         disks: in the order they were captured.
+        layers: what lies between volumes and filesystems: md, LUKS, LVM, btrfs, bcache.
     """
 
     id: str
@@ -25,6 +27,7 @@ class Machine:
     architecture: str
     firmware: Firmware
     disks: tuple[Disk, ...]
+    layers: Layers = field(default_factory=Layers)
 
     def volumes(self) -> Iterator[tuple[Disk, Volume]]:
         """Yield every volume with the disk it lies on, in order."""

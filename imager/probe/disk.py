@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Final
 
 from imager import blockdev
-from imager.errors import TruncatedSource
+from imager.errors import SourceError, TruncatedSource, UnreadableSource
 from imager.layout.disk import Disk, DiskIdentity, Volume, VolumeRole
 from imager.layout.filesystem import Filesystem
 from imager.layout.partition_table import TableKind
-from imager.probe.filesystem import declared_size, read_signature
+from imager.probe.filesystem import Signature, declared_size, read_signature
+from imager.probe.mdraid import carries_table, member_signature, read_disk_superblock
+from imager.probe.mdraid_superblock import MdSuperblock, read_superblock
 from imager.probe.partition_table import ReadTable, read_table
 from imager.units import MIB, format_size
 
@@ -46,27 +48,58 @@ def probe_disk(
         SourceError: the partition table can't be relied on.
         UnreadableSource: a read error.
     """
+    name = origin or str(path)
     with blockdev.open_disk(path) as fd:
         signature = read_signature(path, 0, identity.size)
-        found = read_table(
-            path, fd, identity.size, identity.logical_sector, signature=signature.table
-        )
-        # An MBR without partitions is more likely the first sector of something else: exFAT on a
-        # whole stick, or a physical volume of LVM on a disk that had a table once.
-        if found is None or (found.table.kind is TableKind.MBR and not found.table.partitions):
-            _check_span(fd, origin or str(path), signature.filesystem, identity.size)
+        found, member = _table_and_member(path, fd, identity, signature)
+        if found is None:
+            filesystem = member_signature(member) if member else signature.filesystem
+            _check_span(fd, name, filesystem, identity.size)
             whole = Volume(
                 id=f"{disk_id}/whole",
                 role=VolumeRole.WHOLE_DISK,
                 offset=0,
                 length=identity.size,
-                filesystem=signature.filesystem,
+                filesystem=filesystem,
             )
-            return Disk(disk_id, origin or str(path), identity, None, (whole,))
-    # Beside a signature of the whole disk (a member of md, for one) a table is a leftover.
-    largest = identity.size if every_gap or signature.filesystem else _LARGE
-    volumes = tuple(_volumes(path, disk_id, identity.size, found, largest))
-    return Disk(disk_id, origin or str(path), identity, found.table, volumes)
+            return Disk(disk_id, name, identity, None, (whole,))
+        # Beside a signature of the whole disk a table is a leftover, or it lies in a mirror of md,
+        # whose superblock is in a gap: all gaps are kept.
+        every = every_gap or member is not None or signature.filesystem is not None
+        largest = identity.size if every else _LARGE
+        volumes = tuple(_volumes(path, fd, disk_id, identity.size, found, largest))
+    return Disk(disk_id, name, identity, found.table, volumes)
+
+
+def _table_and_member(
+    path: Path, fd: int, identity: DiskIdentity, signature: Signature
+) -> tuple[ReadTable | None, MdSuperblock | None]:
+    """Return the table that a disk is cut by, and the superblock of the array it is a member of.
+
+    With metadata 0.90 and 1.0 an array begins where its members do, and so does its partition
+    table. That of a mirror means the same places on each member. That of any other level does not,
+    and a table on a disk whose array keeps its superblock at the start is a leftover: then the
+    disk is one volume.
+    """
+    size, sector = identity.size, identity.logical_sector
+    found = None
+    try:
+        found = read_table(path, fd, size, sector, signature=signature.table)
+    except UnreadableSource:
+        raise
+    except SourceError:
+        member = read_disk_superblock(fd, size, sector, None)
+        if member is None:
+            raise
+        return None, member
+    member = read_disk_superblock(fd, size, sector, found.table if found else None)
+    # An MBR without partitions is more likely the first sector of something else: exFAT on a
+    # whole stick, or a physical volume of LVM on a disk that had a table once.
+    if found is not None and found.table.kind is TableKind.MBR and not found.table.partitions:
+        found = None
+    if member is not None and not carries_table(member):
+        found = None
+    return found, member
 
 
 def _check_span(fd: int, origin: str, filesystem: Filesystem | None, size: int) -> None:
@@ -79,7 +112,7 @@ def _check_span(fd: int, origin: str, filesystem: Filesystem | None, size: int) 
 
 
 def _volumes(
-    path: Path, disk_id: str, size: int, found: ReadTable, largest: int
+    path: Path, fd: int, disk_id: str, size: int, found: ReadTable, largest: int
 ) -> Iterator[Volume]:
     content = sorted(
         (part for part in found.table.partitions if not part.is_extended),
@@ -97,12 +130,24 @@ def _volumes(
             offset=part.offset,
             length=part.length,
             partition=part.number,
-            filesystem=read_signature(path, part.offset, part.length).filesystem,
+            filesystem=_filesystem(path, fd, part.offset, part.length),
         )
         position = part.end
     for offset, length in _kept(position, size, found.structures, largest):
         gaps += offset > 0
         yield _between(disk_id, gaps, offset, length)
+
+
+def _filesystem(path: Path, fd: int, offset: int, length: int) -> Filesystem | None:
+    """Return what a partition holds. A member of md is that, whatever else it looks like.
+
+    With metadata 0.90 and 1.0 the filesystem of a mirror begins where its members do, and ends
+    before their superblocks: whoever takes it for the partition's own loses these.
+    """
+    superblock = read_superblock(fd, offset, length)
+    if superblock is not None:
+        return member_signature(superblock)
+    return read_signature(path, offset, length).filesystem
 
 
 def _between(disk_id: str, number: int, offset: int, length: int) -> Volume:

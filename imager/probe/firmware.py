@@ -12,6 +12,7 @@ from typing import Final
 
 from imager.layout.disk import Disk
 from imager.layout.firmware import BootEntry, Firmware, FirmwareKind
+from imager.layout.layers import Layers
 
 _EFI: Final = Path("/sys/firmware/efi")
 _GLOBAL: Final = "8be4df61-93ca-11d2-aa0d-00e098032b8c"  # EFI_GLOBAL_VARIABLE
@@ -43,12 +44,13 @@ def read_firmware(efi: Path = _EFI) -> Firmware:
     )
 
 
-def infer_firmware(disks: Iterable[Disk]) -> Firmware:
+def infer_firmware(disks: Iterable[Disk], layers: Layers) -> Firmware:
     """Return what the disks of a machine that does not run here are made for.
 
     UEFI when there is an EFI system partition with a FAT filesystem: a BIOS system has no use for
     one, and disks that start either way (cloud images) start by UEFI as well. Otherwise BIOS.
-    Secure Boot and boot entries live in the firmware and can't be known from disks.
+    Secure Boot and boot entries live in the firmware and can't be known from disks. An EFI system
+    partition may be mirrored by md, with its filesystem where the firmware expects it.
     """
     for disk in disks:
         if disk.table is None:
@@ -56,6 +58,9 @@ def infer_firmware(disks: Iterable[Disk]) -> Firmware:
         system = {part.number for part in disk.table.partitions if part.type in _ESP_TYPES}
         for volume in disk.volumes:
             filesystem = volume.filesystem
+            array = layers.array_of(volume.id)
+            if array is not None and all(member.data_offset == 0 for member in array.members):
+                filesystem = array.filesystem
             if volume.partition in system and filesystem and filesystem.type == "vfat":
                 return Firmware(FirmwareKind.UEFI)
     return Firmware(FirmwareKind.BIOS)

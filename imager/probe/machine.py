@@ -14,6 +14,7 @@ from imager.layout.disk import Disk, DiskIdentity
 from imager.layout.machine import Machine
 from imager.probe.disk import probe_disk
 from imager.probe.firmware import infer_firmware, read_firmware
+from imager.probe.layers import read_layers
 
 _PRODUCT_UUID: Final = Path("/sys/class/dmi/id/product_uuid")
 _MACHINE_ID: Final = Path("/etc/machine-id")
@@ -73,13 +74,15 @@ def probe_machine(sources: Sequence[ProbeSource], name: str, *, every_gap: bool 
         )
         for index, source in enumerate(sources)
     )
+    layers = read_layers([(source.path, disk) for source, disk in zip(sources, disks, strict=True)])
     is_here = all(source.of_this_machine for source in sources)
     return Machine(
         id=(this_machine_id() if is_here else None) or _id_of_disks(disks),
         name=name,
         architecture=platform.machine(),
-        firmware=read_firmware() if is_here else infer_firmware(disks),
+        firmware=read_firmware() if is_here else infer_firmware(disks, layers),
         disks=disks,
+        layers=layers,
     )
 
 

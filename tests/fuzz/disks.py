@@ -19,7 +19,7 @@ SECTOR = 512
 DISK = 256 << 10
 
 
-def _on_disk(data: bytes, size: int, use: Callable[[int], None]) -> None:
+def on_disk(data: bytes, size: int, use: Callable[[int], None]) -> None:
     descriptor = os.memfd_create("fuzz")
     try:
         os.pwrite(descriptor, data[:size], 0)
@@ -37,24 +37,24 @@ def _check(found: Extents, length: int) -> None:
 
 
 def fat_volume(data: bytes) -> None:
-    _on_disk(data, DISK, lambda fd: _check(fat.read(fd, 0, DISK), DISK))
+    on_disk(data, DISK, lambda fd: _check(fat.read(fd, 0, DISK), DISK))
 
 
 def large_fat_volume(data: bytes) -> None:
     """The same on a volume of 64 GiB: what the boot sector claims must not be believed at once."""
     size = 64 << 30
-    _on_disk(data, size, lambda fd: _check(fat.read(fd, 0, size), size))
+    on_disk(data, size, lambda fd: _check(fat.read(fd, 0, size), size))
 
 
 def swap_area(data: bytes) -> None:
-    _on_disk(data, DISK, lambda fd: _check(swap.read(fd, 0, DISK), DISK))
+    on_disk(data, DISK, lambda fd: _check(swap.read(fd, 0, DISK), DISK))
 
 
 def ext_superblock(data: bytes) -> None:
     def use(fd: int) -> None:
         assert ext._superblock(fd, 0, DISK).groups > 0
 
-    _on_disk(bytes(1024) + data, DISK, use)
+    on_disk(bytes(1024) + data, DISK, use)
 
 
 def ext_report(data: bytes) -> None:
@@ -69,14 +69,14 @@ def gpt(data: bytes) -> None:
     disk = bytearray(data[:DISK].ljust(DISK, b"\0"))
     _sum_up(disk, SECTOR)
     _sum_up(disk, DISK - SECTOR)
-    _on_disk(bytes(disk), DISK, lambda fd: _use_gpt(fd, DISK))
+    on_disk(bytes(disk), DISK, lambda fd: _use_gpt(fd, DISK))
 
 
 def large_gpt(data: bytes) -> None:
     size = 64 << 30
     disk = bytearray(data[:DISK].ljust(DISK, b"\0"))
     _sum_up(disk, SECTOR)
-    _on_disk(bytes(disk), size, lambda fd: _use_gpt(fd, size))
+    on_disk(bytes(disk), size, lambda fd: _use_gpt(fd, size))
 
 
 def _use_gpt(fd: int, size: int) -> None:
@@ -98,7 +98,7 @@ def mbr(data: bytes) -> None:
     def use(fd: int) -> None:
         read_mbr(fd, DISK, SECTOR)
 
-    _on_disk(data, DISK, use)
+    on_disk(data, DISK, use)
 
 
 def _mbr() -> bytes:

@@ -1,7 +1,7 @@
 """What is fuzzed: every parser of the format, behind its seals and signatures, and of the links.
 
-A target takes any bytes. It may return, or raise a RemetalError (readers of filesystems also
-UncertainMapError); whatever else it raises is a bug. Where the format seals or signs, the target
+A target takes any bytes. It may return, or raise a RemetalError (readers of disks also
+StructureError and UncertainMapError); whatever else it raises is a bug. Where the format seals or signs, the target
 seals and signs what it is given: that is what somebody with a credential can do.
 """
 
@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 from imager.errors import RemetalError
 from imager.extents.extents import UncertainMapError
-from tests.fuzz import disks, keyfiles, links, objects, sealed, statements
+from imager.probe.structure import StructureError
+from tests.fuzz import disks, keyfiles, layers, links, objects, sealed, statements
 
-REFUSALS = (RemetalError, UncertainMapError)
+REFUSALS = (RemetalError, StructureError, UncertainMapError)
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,6 @@ class Target:
 
 TARGETS = {
     name: Target(name, parse, tuple(seeds))
-    for module in (objects, sealed, statements, keyfiles, disks, links)
+    for module in (objects, sealed, statements, keyfiles, disks, layers, links)
     for name, (parse, seeds) in module.targets().items()
 }

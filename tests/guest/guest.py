@@ -35,6 +35,7 @@ PACKAGES: Final = (
     "e2fsprogs",
     "exfatprogs",
     "f2fs-tools",
+    "fdisk",
     "kmod",
     "lvm2",
     "mdadm",

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from imager.layout.disk import Disk, DiskIdentity, Volume, VolumeRole
 from imager.layout.filesystem import Filesystem
 from imager.layout.firmware import BootEntry, Firmware, FirmwareKind
+from imager.layout.layers import Layers
 from imager.layout.partition_table import Partition, PartitionTable, TableKind
 from imager.probe.firmware import decode_boot_entry, infer_firmware, read_firmware
 
@@ -123,4 +124,4 @@ def make_disk(kind: TableKind, part_type: str, filesystem: str | None) -> Disk:
     ],
 )
 def test_what_disks_are_made_for(disk: Disk, kind: FirmwareKind) -> None:
-    assert infer_firmware([disk]) == Firmware(kind)
+    assert infer_firmware([disk], Layers()) == Firmware(kind)
