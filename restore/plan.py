@@ -94,6 +94,8 @@ class Plan:
         for target in self.targets:
             yield from _wrap(target.describe(), "  ", "    ")
             yield from _wrap(f"takes {target.saved}", "    ", "      ")
+            for layer in target.layers:
+                yield from _wrap(f"with {layer}", "    ", "      ")
             yield from _wrap(f"chosen because: {target.basis}", "    ", "      ")
         yield ""
         yield "Steps:"

@@ -9,7 +9,9 @@ from typing import Final
 from imager.errors import ObjectDamaged, TargetError
 from imager.layout.disk import Disk, Volume, VolumeRole
 from imager.layout.firmware import BootEntry, FirmwareKind
+from imager.layout.layers import Layers
 from imager.layout.machine import Machine
+from imager.layout.mdraid import AT_END, MdArray
 from imager.layout.partition_table import Partition, TableKind
 from imager.units import MIB
 from restore.match import Match, describe
@@ -82,10 +84,12 @@ class Surroundings:
     Attributes:
         uefi: it was started by UEFI firmware, whose boot entries it can reach.
         discards: devices that accept discards.
+        twins: notes on disks that stay and carry the same as the machine.
     """
 
     uefi: bool = False
     discards: frozenset[Path] = frozenset()
+    twins: tuple[str, ...] = ()
 
 
 def make_plan(
@@ -112,7 +116,7 @@ def make_plan(
         TargetError: the backup GPT can't be moved on this target.
     """
     machine = image.machine
-    targets = {match.saved.id: _target(match) for match in matches}
+    targets = {match.saved.id: _target(match, machine.layers) for match in matches}
     writes: list[WriteVolume] = []
     steps: list[Step] = []
     for disk in machine.disks:
@@ -138,7 +142,7 @@ def make_plan(
                 for write in group
             )
     for disk in machine.disks:
-        steps.extend(_finish_table(disk, targets[disk.id]))
+        steps.extend(_finish_table(disk, targets[disk.id], machine.layers))
     boot_steps, notes = _boot(machine, targets, wishes, surroundings)
     return Plan(
         machine=machine.name,
@@ -147,11 +151,16 @@ def make_plan(
         taken=taken,
         targets=tuple(targets.values()),
         steps=(*steps, *boot_steps),
-        notes=(*_delta_notes(targets.values(), wishes), *notes),
+        notes=(
+            *_delta_notes(targets.values(), wishes),
+            *surroundings.twins,
+            *_layer_notes(machine, targets),
+            *notes,
+        ),
     )
 
 
-def _target(match: Match) -> Target:
+def _target(match: Match, layers: Layers) -> Target:
     disk, saved = match.target, match.saved
     if match.is_new:
         kind = TargetKind.NEW_FILE
@@ -168,6 +177,11 @@ def _target(match: Match) -> Target:
         serial=disk.identity.serial,
         saved=f"{saved.id}, saved from {describe(Path(saved.origin), saved.identity)}",
         basis=match.basis,
+        layers=tuple(
+            f"{place}: {words}"
+            for place in (saved.id, *(volume.id for volume in saved.volumes))
+            for words in layers.describe(place)
+        ),
     )
 
 
@@ -257,6 +271,27 @@ def _delta_notes(targets: Iterable[Target], wishes: Wishes) -> Iterator[str]:
         yield f"Written whole, since there is nothing to compare yet: {', '.join(new)}."
 
 
+def _layer_notes(machine: Machine, targets: dict[str, Target]) -> Iterator[str]:
+    """Say what of the machine's layers will not be as it was."""
+    for sentence in machine.layers.lacking():
+        yield f"{sentence}: it is not in this image."
+    disks = {disk.id: disk.id for disk in machine.disks}
+    for disk, volume in machine.volumes():
+        if volume.role is VolumeRole.WHOLE_DISK:
+            disks[volume.id] = disk.id
+    for array in machine.layers.md:
+        for member in array.members:
+            if array.version not in AT_END or member.place not in disks:
+                continue
+            target = targets[disks[member.place]]
+            if target.size > target.saved_size:
+                yield (
+                    f"{target.path} is larger than {target.disk}, and {array.title} looks for its "
+                    "superblock at the end of the disk: it will not find it there. Take a disk of "
+                    f"exactly {target.saved_size} bytes, or add this one to the array anew."
+                )
+
+
 def _clean(target: Target, surroundings: Surroundings) -> Iterator[Step]:
     """Make sure that nothing of the old content can be taken for the new machine's.
 
@@ -278,8 +313,10 @@ def _clean(target: Target, surroundings: Surroundings) -> Iterator[Step]:
         yield DiscardDisk(target, head, middle)
 
 
-def _finish_table(disk: Disk, target: Target) -> Iterator[Step]:
-    if disk.table is not None and disk.table.kind is TableKind.GPT:
+def _finish_table(disk: Disk, target: Target, layers: Layers) -> Iterator[Step]:
+    # A table within a mirror of md ends with the array, which does not grow with the disk.
+    is_own = layers.array_of(disk.id) is None
+    if is_own and disk.table is not None and disk.table.kind is TableKind.GPT:
         larger = target.size > target.saved_size
         if larger and target.kind is not TargetKind.DEVICE and target.logical_sector != 512:
             raise TargetError(
@@ -317,7 +354,7 @@ def _boot(
     steps: list[Step] = []
     notes: list[str] = []
     if machine.architecture in EFI_SUFFIXES:
-        steps.extend(_fallbacks(machine.architecture, esps, entries))
+        steps.extend(_fallbacks(machine, esps, entries))
     reason = _why_no_entries(esps, wishes, surroundings)
     if reason is not None:
         notes.append(reason)
@@ -330,8 +367,21 @@ def _boot(
                 f"made again: {', '.join(lost)}."
             )
     if wishes.log_to_esp:
-        steps.append(LogToEsp(esps[0]))
+        alone = [esp for esp in esps if _mirror(machine.layers, esp) is None]
+        if alone:
+            steps.append(LogToEsp(alone[0]))
+        else:
+            notes.append(
+                "--log-to-esp has no effect: the EFI system partition is mirrored, and its members "
+                "must stay alike."
+            )
     return tuple(steps), tuple(notes)
+
+
+def _mirror(layers: Layers, esp: Esp) -> MdArray | None:
+    """Return the array of md that an EFI system partition is part of, if any."""
+    disk = esp.target.disk
+    return layers.array_of(f"{disk}/p{esp.number}") or layers.array_of(disk)
 
 
 def _esp_partitions(disk: Disk) -> Iterator[Partition]:
@@ -343,17 +393,24 @@ def _esp_partitions(disk: Disk) -> Iterator[Partition]:
 
 
 def _fallbacks(
-    architecture: str, esps: tuple[Esp, ...], entries: tuple[BootEntry, ...]
+    machine: Machine, esps: tuple[Esp, ...], entries: tuple[BootEntry, ...]
 ) -> Iterator[EnsureFallbackLoader]:
     started = {entry.partition_uuid.upper() for entry in entries}
     for esp in esps:
-        if started and esp.uuid not in started:
+        # What is written to one member of a mirror is written to all of them, from the same place.
+        mirror = _mirror(machine.layers, esp)
+        alike = {
+            other.uuid
+            for other in esps
+            if other == esp or (mirror is not None and mirror == _mirror(machine.layers, other))
+        }
+        if started and not started & alike:
             continue
         directories = (
-            _efi_directory(entry) for entry in entries if entry.partition_uuid.upper() == esp.uuid
+            _efi_directory(entry) for entry in entries if entry.partition_uuid.upper() in alike
         )
         preferred = next((name for name in directories if name is not None), None)
-        yield EnsureFallbackLoader(esp, architecture, preferred)
+        yield EnsureFallbackLoader(esp, machine.architecture, preferred)
 
 
 def _efi_directory(entry: BootEntry) -> str | None:

@@ -41,6 +41,7 @@ class Target:
         serial: or None.
         saved: the saved disk in words.
         basis: why this target was chosen, in words.
+        layers: what the saved disk carries between partitions and filesystems, in words.
     """
 
     disk: str
@@ -53,6 +54,7 @@ class Target:
     serial: str | None
     saved: str
     basis: str
+    layers: tuple[str, ...] = ()
 
     def describe(self) -> str:
         """Say which disk this is, so that a person can find it in the rack."""

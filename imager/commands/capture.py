@@ -135,6 +135,12 @@ def _show_plan(out: Output, planned: CapturePlan) -> None:
             )
         )
     out.table(("  volume", "disk", "holds", ">size", ">to read", "known from"), rows)
+    layers = planned.machine.layers
+    for item in planned.volumes:
+        for words in layers.describe(item.volume.id):
+            out.say(f"  {item.volume.id} is {words}")
+    for sentence in layers.lacking():
+        out.remark(f"warning: {sentence}: it would be missing after a restore")
     for item in planned.volumes:
         if item.extents.reason:
             out.remark(f"{item.volume.id} is read whole: {item.extents.reason}")

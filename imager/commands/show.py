@@ -12,6 +12,7 @@ from imager.commands.secrets import load_recovery_key, recovery_options
 from imager.console import Output, verb
 from imager.layout import codec
 from imager.layout.disk import Disk, Volume, VolumeRole
+from imager.layout.layers import Layers
 from imager.layout.machine import Machine
 from imager.layout.partition_table import Partition
 from imager.repository.backend.place import Place
@@ -40,7 +41,7 @@ def show(
     recovery_key: Path | None,
     passphrase_file: Path | None,
 ) -> None:
-    """Show the machine in IMAGE: firmware, disks, tables, filesystems, and how each was read.
+    """Show the machine in IMAGE: firmware, disks, tables, layers, filesystems, how each was read.
 
     IMAGE is `latest`, a machine's name (its newest image), or the beginning of an image's id.
 
@@ -79,8 +80,10 @@ def _machine(opened: OpenImage) -> Tree:
     )
     _firmware(tree, machine)
     used = {volume.id: volume.used for volume in summary.volumes}
+    for sentence in machine.layers.lacking():
+        tree.add(escape(f"{sentence}: it is not in this image"))
     for disk in machine.disks:
-        _disk(tree, disk, used, opened.manifest.extents)
+        _disk(tree, disk, machine.layers, used, opened.manifest.extents)
     return tree
 
 
@@ -92,7 +95,9 @@ def _firmware(tree: Tree, machine: Machine) -> None:
         branch.add(escape(f"{entry.label}: {entry.loader} on partition {entry.partition_uuid}"))
 
 
-def _disk(tree: Tree, disk: Disk, used: dict[str, int], notes: dict[str, ExtentsNote]) -> None:
+def _disk(
+    tree: Tree, disk: Disk, layers: Layers, used: dict[str, int], notes: dict[str, ExtentsNote]
+) -> None:
     identity = disk.identity
     known = [
         f"{name} {value}"
@@ -111,10 +116,14 @@ def _disk(tree: Tree, disk: Disk, used: dict[str, int], notes: dict[str, Extents
             f"{identity.logical_sector}-byte sectors, {', '.join([*known, 'was ' + disk.origin])}"
         )
     )
+    for words in layers.describe(disk.id):
+        branch.add(escape(words))
     partitions = {part.number: part for part in disk.table.partitions} if disk.table else {}
     for volume in disk.volumes:
         partition = partitions.get(volume.partition) if volume.partition is not None else None
         leaf = branch.add(escape(_volume(volume, partition, used[volume.id])))
+        for words in layers.describe(volume.id):
+            leaf.add(escape(words))
         note = notes.get(volume.id)
         if note is not None:
             reason = f", because {note.reason}" if note.reason else ""
