@@ -50,14 +50,15 @@ def prepare(
     """
     started = time.monotonic()
     opened.check_presence()
-    found = match(opened.machine, targets.survey(repository.backend.folders, mapping))
+    seen = targets.survey(repository.backend.folders, mapping)
+    found = match(opened.machine, seen)
     plan = make_plan(
         opened,
         found,
         reference=opened.image.id[:12],
         taken=opened.summary.finished,
         wishes=wishes,
-        surroundings=targets.surroundings(choice.target.path for choice in found),
+        surroundings=targets.surroundings(opened.machine, found, seen),
     )
     targets.check_room(plan)
     log.planned(plan)

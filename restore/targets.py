@@ -9,12 +9,14 @@ from typing import Final
 from imager import blockdev
 from imager.blockdev import BlockDisk
 from imager.errors import NoRoom, NoTarget, SourceError
+from imager.layout.machine import Machine
 from imager.units import format_size
 from restore.bootrepair.efi import started_by_uefi
-from restore.match import NewFile, Survey
+from restore.match import Match, NewFile, Survey
 from restore.plan import Plan
 from restore.planner import Surroundings
 from restore.steps import TargetKind, WriteVolume
+from restore.twins import twin_notes
 
 # ISO 9660: the primary volume descriptor, and the volume's name in it.
 _ISO_DESCRIPTOR: Final = 32768
@@ -46,15 +48,22 @@ def survey(repository: Sequence[Path], mapping: Mapping[str, Path]) -> Survey:
     return Survey(disks, named, forbidden)
 
 
-def surroundings(devices: Iterable[Path]) -> Surroundings:
-    """Return what this system can do.
+def surroundings(machine: Machine, found: Sequence[Match], seen: Survey) -> Surroundings:
+    """Return what this system can do, and what else is in it.
 
     Args:
-        devices: the targets.
+        machine: of the image.
+        found: its disks and their targets.
+        seen: all disks here.
     """
+    targets = {choice.target.path for choice in found}
+    # A file is restored for another machine, which does not see the disks of this one.
+    is_for_here = any(choice.target.is_device for choice in found)
+    others = [disk for disk in seen.disks if disk.path not in targets] if is_for_here else []
     return Surroundings(
         uefi=started_by_uefi(),
-        discards=frozenset(device for device in devices if _discards(device)),
+        discards=frozenset(device for device in targets if _discards(device)),
+        twins=twin_notes(machine, others),
     )
 
 
