@@ -1,7 +1,7 @@
 """The used ranges of volumes: finds the reader for each filesystem."""
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -9,10 +9,13 @@ from typing import Final
 
 from imager import blockdev
 from imager.errors import TruncatedSource
-from imager.extents import btrfs, exfat, ext, f2fs, fat, lvm, ntfs, swap, xfs
+from imager.extents import btrfs, exfat, ext, f2fs, fat, lvm, mdraid, ntfs, swap, xfs
 from imager.extents.extents import Extents, Part, UncertainMapError, whole
 from imager.layout.disk import Volume
 from imager.layout.filesystem import Filesystem
+from imager.layout.layers import Layers
+from imager.layout.mdraid import MdArray
+from imager.probe.mdraid import MEMBER_TYPE
 
 _CLOSED: Final = "LUKS, closed"
 
@@ -38,10 +41,10 @@ def used(path: Path, volume: Volume) -> Extents:
 
     As `used_of_machine`, of which it is the simplest case.
     """
-    return used_of_machine([(path, volume)])[0]
+    return used_of_machine([(path, volume)], Layers())[0]
 
 
-def used_of_machine(volumes: Sequence[tuple[Path, Volume]]) -> tuple[Extents, ...]:
+def used_of_machine(volumes: Sequence[tuple[Path, Volume]], layers: Layers) -> tuple[Extents, ...]:
     """Return what of each volume must be read.
 
     Everything, for boot areas, gaps, filesystems without a reader here, and wherever a reader is
@@ -50,6 +53,7 @@ def used_of_machine(volumes: Sequence[tuple[Path, Volume]]) -> tuple[Extents, ..
     Args:
         volumes: of one machine, as the probe found them, each with the disk or disk file that it
             lies on, which is only read.
+        layers: of the machine, which say what its arrays hold.
 
     Raises:
         TruncatedSource: a disk ends within a volume.
@@ -68,7 +72,12 @@ def used_of_machine(volumes: Sequence[tuple[Path, Volume]]) -> tuple[Extents, ..
         filesystem = volumes[members[0]][1].filesystem
         with ExitStack() as stack:
             parts = [_open(stack, *volumes[index]) for index in members]
-            extents = _read(filesystem.type if filesystem else None, parts)
+            kind = filesystem.type if filesystem else None
+            if kind == MEMBER_TYPE:
+                (index,) = members
+                extents = [_read_member(parts[0], layers.array_of(volumes[index][1].id))]
+            else:
+                extents = _read(kind, parts, _mirrors(layers, volumes, members))
         found.update(zip(members, extents, strict=True))
     return tuple(found[index] for index in range(len(volumes)))
 
@@ -83,8 +92,30 @@ def _open(stack: ExitStack, path: Path, volume: Volume) -> Part:
     return Part(fd, volume.offset, volume.length)
 
 
-def _read(kind: str | None, parts: list[Part]) -> list[Extents]:
+def _mirrors(
+    layers: Layers, volumes: Sequence[tuple[Path, Volume]], members: Iterable[int]
+) -> list[MdArray]:
+    """Return the mirrors of whole disks that volumes are on, which the table is part of."""
+    disks = {volumes[index][1].id.partition("/")[0] for index in members}
+    found = (layers.array_of(disk) for disk in sorted(disks))
+    return [array for array in found if array is not None]
+
+
+def _read_member(part: Part, array: MdArray | None) -> Extents:
     try:
+        superblock = mdraid.read_member(part, array)
+    except UncertainMapError as doubt:
+        return whole(part.length, str(doubt))
+    inside = Part(part.fd, part.offset + superblock.data_offset, superblock.size)
+    filesystem = array.filesystem if array else None
+    (inner,) = _read(filesystem.type if filesystem else None, [inside], [])
+    return mdraid.around(inner, superblock, part.length)
+
+
+def _read(kind: str | None, parts: list[Part], mirrors: Iterable[MdArray]) -> list[Extents]:
+    try:
+        for array in mirrors if kind in {*_POOL_READERS, *_READERS} else ():
+            mdraid.check_sound(array)
         if kind in _POOL_READERS:
             return _POOL_READERS[kind](parts)
         if kind in _READERS:

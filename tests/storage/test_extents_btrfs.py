@@ -27,6 +27,7 @@ from imager import process
 from imager.extents.extents import Extents
 from imager.extents.used import used, used_of_machine
 from imager.layout.disk import Volume
+from imager.layout.layers import Layers
 from imager.units import KIB, MIB
 
 METHOD = "btrfs trees"
@@ -61,7 +62,7 @@ QUICK = {"default", "mixed", "raid10"}
 
 def maps(disks: Sequence[Path]) -> list[tuple[Volume, Extents]]:
     volumes = [volume_of(disk) for disk in disks]
-    found = used_of_machine(list(zip(disks, volumes, strict=True)))
+    found = used_of_machine(list(zip(disks, volumes, strict=True)), Layers())
     return list(zip(volumes, found, strict=True))
 
 
