@@ -178,9 +178,9 @@ def _target(match: Match, layers: Layers) -> Target:
         saved=f"{saved.id}, saved from {describe(Path(saved.origin), saved.identity)}",
         basis=match.basis,
         layers=tuple(
-            f"{place}: {words}"
+            f"{place}: {', '.join(words)}"
             for place in (saved.id, *(volume.id for volume in saved.volumes))
-            for words in layers.describe(place)
+            if (words := layers.describe(place))
         ),
     )
 

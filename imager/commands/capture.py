@@ -136,11 +136,12 @@ def _show_plan(out: Output, planned: CapturePlan) -> None:
         )
     out.table(("  volume", "disk", "holds", ">size", ">to read", "known from"), rows)
     layers = planned.machine.layers
-    for item in planned.volumes:
-        for words in layers.describe(item.volume.id):
-            out.say(f"  {item.volume.id} is {words}")
+    for disk in planned.machine.disks:
+        for place in (disk.id, *(volume.id for volume in disk.volumes)):
+            if words := layers.describe(place):
+                out.say(f"  {place}: {', '.join(words)}")
     for sentence in layers.lacking():
-        out.remark(f"warning: {sentence}: it would be missing after a restore")
+        out.remark(f"warning: {sentence}; what is not there would not come back")
     for item in planned.volumes:
         if item.extents.reason:
             out.remark(f"{item.volume.id} is read whole: {item.extents.reason}")

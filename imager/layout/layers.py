@@ -71,8 +71,9 @@ class Layers:
         for array in self.md:
             if array.absent > 0:
                 here = array.disks - array.absent
+                state = " and was degraded" if array.degraded else ""
                 yield (
-                    f"{array.title} has {array.disks} disks, and only {here} of its members "
+                    f"{array.title} has {array.disks} disks{state}, and only {here} of its members "
                     f"{'is' if here == 1 else 'are'} on the captured disks"
                 )
         for group in self.volume_groups:
@@ -116,4 +117,4 @@ def _inside(array: MdArray) -> Iterator[str]:
     """Say which filesystem an array holds; what else it holds is a layer of its own."""
     inside = array.filesystem
     if inside is not None and inside.type not in _LAYER_TYPES:
-        yield f"in it {inside.type}" + (f' "{inside.label}"' if inside.label else "")
+        yield f"holding {inside.type}" + (f' "{inside.label}"' if inside.label else "")

@@ -34,6 +34,16 @@ _MOST_HEADER: Final = 4 * MIB
 _HASHES: Final = frozenset({"sha1", "sha256", "sha384", "sha512", "blake2b-512", "blake2s-256"})
 
 
+class _Segment(msgspec.Struct):
+    offset: str
+    encryption: str = ""
+
+
+class _Metadata(msgspec.Struct):
+    keyslots: dict[str, Any]
+    segments: dict[str, _Segment]
+
+
 def read(place: Place) -> LuksContainer | None:
     """Return the LUKS container in a place; None if there is none that can be understood.
 
@@ -46,7 +56,7 @@ def read(place: Place) -> LuksContainer | None:
         if start.startswith(_MAGIC) and start[6:8] == b"\0\1":
             return _first_version(place, start)
         return _second_version(place, start)
-    except (StructureError, msgspec.MsgspecError, LookupError, TypeError, ValueError):
+    except (StructureError, msgspec.MsgspecError, RecursionError, ValueError):
         return None
 
 
@@ -103,19 +113,22 @@ def _header(place: Place, offset: int, magic: bytes) -> bytes:
 
 
 def _container(place: Place, header: bytes, *, damaged_header: bool) -> LuksContainer:
-    label, identity = _HEADER_2.unpack_from(header)[4], _HEADER_2.unpack_from(header)[7]
+    fields = _HEADER_2.unpack_from(header)
+    label, identity = fields[4], fields[7]
     text = header[_BINARY_SIZE:].split(b"\0")[0]
-    described: dict[str, Any] = msgspec.json.decode(text, type=dict[str, Any])
-    segments = described["segments"]
-    crypt = next(one for _, one in sorted(segments.items()) if one.get("type") == "crypt")
+    described = msgspec.json.decode(text, type=_Metadata)
+    ciphers = [one.encryption for _, one in sorted(described.segments.items()) if one.encryption]
+    starts = [int(one.offset) for one in described.segments.values()]
+    if not ciphers or not 0 <= min(starts) <= place.length:
+        raise StructureError("the header of LUKS2 names no data")
     return LuksContainer(
         place=place.id,
         version=2,
         uuid=_text(identity),
         label=_text(label) or None,
-        cipher=str(crypt["encryption"]),
-        key_slots=len(described["keyslots"]),
-        header=min(int(one["offset"]) for one in segments.values()),
+        cipher=ciphers[0],
+        key_slots=len(described.keyslots),
+        header=min(starts),
         damaged_header=damaged_header,
     )
 

@@ -11,6 +11,7 @@ from imager.probe.place import Place
 from imager.probe.structure import StructureError
 
 _NO_SENSE: Final = (StructureError, RecursionError, ValueError, TypeError)
+_MOST_BYTES: Final = 1 << 63
 _GROUPS: Final = (6, 4, 4, 4, 4, 4, 6)  # how LVM writes an id of 32 characters
 
 
@@ -62,7 +63,7 @@ def _groups(text: str) -> Iterator[_Text]:
 
 def _volume_group(text: _Text, where: dict[str, str]) -> VolumeGroup:
     group = text.group
-    extent = number(group, "extent_size") * SECTOR
+    extent = _size(number(group, "extent_size") * SECTOR)
     physical, logical = section(group, "physical_volumes"), section(group, "logical_volumes")
     return VolumeGroup(
         name=text.name,
@@ -75,7 +76,7 @@ def _volume_group(text: _Text, where: dict[str, str]) -> VolumeGroup:
 
 def _physical(part: Section, where: dict[str, str]) -> PhysicalVolume:
     uuid = string(part, "id")
-    return PhysicalVolume(uuid, where.get(uuid), number(part, "dev_size") * SECTOR)
+    return PhysicalVolume(uuid, where.get(uuid), _size(number(part, "dev_size") * SECTOR))
 
 
 def _logical(name: str, volume: Section, extent: int) -> LogicalVolume:
@@ -89,7 +90,15 @@ def _logical(name: str, volume: Section, extent: int) -> LogicalVolume:
             kind = "linear"
         kinds[kind] = None
     is_visible = "VISIBLE" in strings(volume, "status")
-    return LogicalVolume(name, string(volume, "id"), extents * extent, tuple(kinds), is_visible)
+    return LogicalVolume(
+        name, string(volume, "id"), _size(extents * extent), tuple(kinds), is_visible
+    )
+
+
+def _size(found: int) -> int:
+    if found > _MOST_BYTES:
+        raise StructureError("the LVM metadata has a size that can't be")
+    return found
 
 
 def _dashed(identifier: str) -> str:

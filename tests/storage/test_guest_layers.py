@@ -192,7 +192,7 @@ def test_it_goes_through_the_image_format(machine: Machine) -> None:
 def test_words(machine: Machine) -> None:
     describe = machine.layers.describe
     assert describe("disk1/p1") == (
-        "member 2 of 2 of RAID1 md 'esp' (metadata 1.0)", "in it vfat",
+        "member 2 of 2 of RAID1 md 'esp' (metadata 1.0)", "holding vfat",
     )  # fmt: skip
     assert describe("disk0/p4") == (
         "member 1 of 2 of RAID1 md 'pv' (metadata 1.1)",

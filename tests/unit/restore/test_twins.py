@@ -11,6 +11,8 @@ from imager.blockdev import BlockDisk
 from imager.layout.machine import Machine
 from imager.probe.machine import ProbeSource, probe_machine
 from imager.units import MIB
+from restore.match import Basis, Match, Survey
+from restore.targets import surroundings
 from restore.twins import twin_notes
 from tests.vectors import layer_files
 
@@ -98,3 +100,16 @@ def test_a_disk_that_can_not_be_understood_holds_nothing_up(tmp_path: Path) -> N
     gone = seen(disk_with(tmp_path / "gone", bytes(8 * MIB)))
     gone.path.unlink()
     assert twin_notes(saved, [seen(broken), gone]) == ()
+
+
+def test_only_what_is_restored_to_disks_here_has_twins(tmp_path: Path) -> None:
+    content = layer_files.volume("luks2")
+    saved = machine_of(disk_with(tmp_path / "saved", content))
+    twin = replace(seen(disk_with(tmp_path / "twin", content)), is_device=True)
+    target = replace(seen(tmp_path / "saved"), is_device=True)
+    survey = Survey((twin, target), {}, {})
+    for is_device, count in ((True, 1), (False, 0)):
+        match = Match(saved.disks[0], replace(target, is_device=is_device), Basis.NAMED)
+        notes = surroundings(saved, [match], survey).twins
+        assert len(notes) == count
+        assert all(str(twin.path) in note for note in notes)
