@@ -1,5 +1,6 @@
 """Files that hold the two ends of a volume: `u64` length, `u64` bytes of the first end, the ends."""
 
+import os
 import struct
 from pathlib import Path
 
@@ -25,3 +26,12 @@ def volume(name: str) -> bytes:
     """Return the volume, with zeros between its ends."""
     length, first, last = ends(name)
     return first + bytes(length - len(first) - len(last)) + last
+
+
+def put(path: Path, offset: int, name: str) -> None:
+    """Write the volume into a file that has only zeros there, as holes."""
+    length, first, last = ends(name)
+    with path.open("r+b") as file:
+        file.truncate(max(path.stat().st_size, offset + length))
+        os.pwrite(file.fileno(), first, offset)
+        os.pwrite(file.fileno(), last, offset + length - len(last))

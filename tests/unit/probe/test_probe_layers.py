@@ -35,12 +35,19 @@ def probe(*disks: Path) -> Machine:
     return probe_machine(sources, "web01")
 
 
-def in_partition(path: Path, content: bytes, label: str = "gpt") -> Path:
+def in_partition(path: Path, name: str) -> Path:
+    length, _, _ = layer_files.ends(name)
     with path.open("wb") as file:
-        file.truncate(2 * MIB + len(content))
-    script = f"label: {label}\nstart=2048, size={len(content) // 512}\n"
+        file.truncate(2 * MIB + length)
+    script = f"label: gpt\nstart=2048, size={length // 512}\n"
     process.run("sfdisk", "--quiet", path, stdin=script.encode())
-    write(path, MIB, content)
+    layer_files.put(path, MIB, name)
+    return path
+
+
+def whole(path: Path, name: str) -> Path:
+    path.touch()
+    layer_files.put(path, 0, name)
     return path
 
 
@@ -53,12 +60,7 @@ def write(path: Path, offset: int, data: bytes) -> None:
 @pytest.mark.parametrize("name", ARRAYS)
 def test_md_on_partitions_and_whole_disks(name: str, is_whole: bool, tmp_path: Path) -> None:
     version, level, inside = ARRAYS[name]
-    disk, content = tmp_path / "disk", layer_files.volume(name)
-    if is_whole:
-        disk.write_bytes(content)
-    else:
-        in_partition(disk, content)
-    machine = probe(disk)
+    machine = probe((whole if is_whole else in_partition)(tmp_path / "disk", name))
     (array,) = machine.layers.md
     (member,) = array.members
     place = "disk0/whole" if is_whole else "disk0/p1"
@@ -69,7 +71,7 @@ def test_md_on_partitions_and_whole_disks(name: str, is_whole: bool, tmp_path: P
     assert volume.filesystem is not None
     assert (volume.filesystem.type, volume.filesystem.uuid) == ("linux_raid_member", array.uuid)
     if is_whole:
-        assert (volume.role, volume.length) == (VolumeRole.WHOLE_DISK, len(content))
+        assert (volume.role, volume.length) == (VolumeRole.WHOLE_DISK, layer_files.ends(name)[0])
 
 
 @pytest.mark.parametrize("name", ["md-1.2-raid0", "md-1.2-ext4"])
@@ -77,8 +79,7 @@ def test_a_table_on_a_disk_with_the_superblock_at_its_start_is_a_leftover(
     name: str, tmp_path: Path
 ) -> None:
     """What it points at is the array's, and could be taken for a filesystem that is gone."""
-    disk = tmp_path / "disk"
-    disk.write_bytes(layer_files.volume(name))
+    disk = whole(tmp_path / "disk", name)
     process.run("sfdisk", "--quiet", "--wipe=never", disk, stdin=b"label: dos\nsize=4M\n")
     (volume,) = probe(disk).disks[0].volumes
     assert volume.role is VolumeRole.WHOLE_DISK
@@ -116,8 +117,7 @@ def test_the_table_of_an_array_does_not_cut_a_striped_member(level: int, tmp_pat
 
 
 def test_a_superblock_before_the_disks_own_gpt_is_a_leftover(tmp_path: Path) -> None:
-    disk = tmp_path / "disk"
-    disk.write_bytes(layer_files.volume("md-0.90-ext4"))
+    disk = whole(tmp_path / "disk", "md-0.90-ext4")
     process.run("sfdisk", "--quiet", "--wipe=never", disk, stdin=b"label: gpt\nsize=4M\n")
     machine = probe(disk)
     assert machine.layers.md == ()
@@ -137,7 +137,7 @@ def test_the_places_are_those_of_mdadm() -> None:
 
 def test_others(tmp_path: Path) -> None:
     names = ("luks1", "luks2", "btrfs", "bcache-backing", "bcache-cache")
-    disks = [in_partition(tmp_path / name, layer_files.volume(name)) for name in names]
+    disks = [in_partition(tmp_path / name, name) for name in names]
     layers = probe(*disks).layers
     assert [(one.place, one.version) for one in layers.luks] == [("disk0/p1", 1), ("disk1/p1", 2)]
     assert [(one.devices, one.absent) for one in layers.btrfs] == [(2, 1)]
@@ -149,10 +149,9 @@ def test_others(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", sorted(path.name for path in layer_files.FOLDER.iterdir()))
 def test_cut_off_anywhere_nothing_breaks(name: str, tmp_path: Path) -> None:
     """What a probe makes of less and less of a layer; a disk may be refused, and nothing else."""
-    content = layer_files.volume(name)
-    for size in (len(content) - 4096, MIB, 33 * KIB, 4608, 512):
-        disk = tmp_path / "disk"
-        disk.write_bytes(content[:size])
+    disk = whole(tmp_path / "disk", name)
+    for size in (disk.stat().st_size - 4096, MIB, 33 * KIB, 4608, 512):
+        os.truncate(disk, size)
         try:
             machine = probe(disk)
         except SourceError:

@@ -19,13 +19,18 @@ from tests.vectors import layer_files
 UUID = "6ff71707-5bec-48eb-a934-f2c72129d2cd"
 
 
-def disk_with(path: Path, content: bytes, table: str = "label: gpt\n") -> Path:
+def disk_with(path: Path, content: str | bytes) -> Path:
+    """Make a disk of one partition, which holds bytes or the layer of a name."""
+    length = layer_files.ends(content)[0] if isinstance(content, str) else len(content)
     with path.open("wb") as file:
-        file.truncate(2 * MIB + len(content))
-    process.run("sfdisk", "--quiet", path, stdin=(table + "start=2048\n").encode())
-    with path.open("r+b") as file:
-        # The rest of the disk, less what the backup GPT takes, is the partition.
-        os.pwrite(file.fileno(), content, MIB)
+        file.truncate(2 * MIB + length)
+    script = f"label: gpt\nstart=2048, size={length // 512}\n"
+    process.run("sfdisk", "--quiet", path, stdin=script.encode())
+    if isinstance(content, str):
+        layer_files.put(path, MIB, content)
+    else:
+        with path.open("r+b") as file:
+            os.pwrite(file.fileno(), content, MIB)
     return path
 
 
@@ -53,9 +58,8 @@ def seen(path: Path) -> BlockDisk:
     ],
 )
 def test_layers(name: str, words: str, tmp_path: Path) -> None:
-    content = layer_files.volume(name)
-    saved = machine_of(disk_with(tmp_path / "saved", content))
-    twin = disk_with(tmp_path / "twin", content)
+    saved = machine_of(disk_with(tmp_path / "saved", name))
+    twin = disk_with(tmp_path / "twin", name)
     other = disk_with(tmp_path / "other", bytes(4 * MIB))
     (note,) = twin_notes(saved, [seen(other), seen(twin)])
     assert words.partition(" with")[0] in note
@@ -84,17 +88,16 @@ def test_tables_and_filesystems(tmp_path: Path) -> None:
 
 
 def test_a_group_of_the_same_name(tmp_path: Path) -> None:
-    content = layer_files.volume("md-1.1-lvm")
-    saved = machine_of(disk_with(tmp_path / "saved", content))
+    saved = machine_of(disk_with(tmp_path / "saved", "md-1.1-lvm"))
     (group,) = saved.layers.volume_groups
     layers = replace(saved.layers, md=(), volume_groups=(replace(group, uuid="another"),))
-    twin = disk_with(tmp_path / "twin", content)
+    twin = disk_with(tmp_path / "twin", "md-1.1-lvm")
     (note,) = twin_notes(replace(saved, layers=layers), [seen(twin)])
     assert "the same as this machine: VG 'data'." in note
 
 
 def test_a_disk_that_can_not_be_understood_holds_nothing_up(tmp_path: Path) -> None:
-    saved = machine_of(disk_with(tmp_path / "saved", layer_files.volume("luks1")))
+    saved = machine_of(disk_with(tmp_path / "saved", "luks1"))
     broken = disk_with(tmp_path / "broken", bytes(8 * MIB))
     os.truncate(broken, 3 * MIB)
     gone = seen(disk_with(tmp_path / "gone", bytes(8 * MIB)))
@@ -103,7 +106,7 @@ def test_a_disk_that_can_not_be_understood_holds_nothing_up(tmp_path: Path) -> N
 
 
 def test_only_what_is_restored_to_disks_here_has_twins(tmp_path: Path) -> None:
-    content = layer_files.volume("luks2")
+    content = "luks2"
     saved = machine_of(disk_with(tmp_path / "saved", content))
     twin = replace(seen(disk_with(tmp_path / "twin", content)), is_device=True)
     target = replace(seen(tmp_path / "saved"), is_device=True)
