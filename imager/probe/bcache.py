@@ -5,9 +5,9 @@ import uuid
 from functools import cache
 from typing import Final
 
-from imager import blockdev
 from imager.layout.bcache import BcacheDevice, BcacheRole, BcacheState
 from imager.probe.place import Place
+from imager.probe.structure import StructureError, read_bytes
 
 _AT: Final = 4096
 _SIZE: Final = 4096
@@ -30,7 +30,10 @@ def read(place: Place) -> BcacheDevice | None:
     """Return the bcache device in a place; None if there is none, or its superblock is damaged."""
     if place.length < _AT + _SIZE:
         return None
-    data = blockdev.read_at(place.fd, place.offset + _AT, _SIZE)
+    try:
+        data = read_bytes(place.fd, place.offset + _AT, _SIZE)
+    except StructureError:
+        return None
     checksum, sector, version, magic, own, of_set, _, flags = _HEAD.unpack_from(data)
     (keys,) = struct.unpack_from("<H", data, _KEYS_AT)
     end = _BODY + 8 * keys

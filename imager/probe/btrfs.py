@@ -9,10 +9,9 @@ from typing import Final
 import google_crc32c
 import xxhash
 
-from imager import blockdev
 from imager.layout.btrfs import BtrfsDevice, BtrfsPool
 from imager.probe.place import Place
-from imager.probe.structure import StructureError
+from imager.probe.structure import StructureError, read_bytes
 from imager.units import GIB, KIB, MIB
 
 SUPERBLOCK_PLACES: Final = (64 * KIB, 64 * MIB, 256 * GIB)
@@ -56,7 +55,7 @@ def read_copy(fd: int, offset: int, length: int, place: int) -> bytes:
     """
     if place + SIZE > length:
         raise StructureError("the volume is too small for a btrfs filesystem")
-    data = blockdev.read_at(fd, offset + place, SIZE)
+    data = read_bytes(fd, offset + place, SIZE)
     fields = HEAD.unpack_from(data, SUM_SIZE)
     if (fields[3], fields[1]) != (_MAGIC, place):
         raise StructureError("a superblock is damaged")

@@ -25,11 +25,7 @@ def read_layers(disks: Sequence[tuple[Path, Disk]]) -> Layers:
     that are damaged are left out: the layout describes, and decides on no byte that is kept.
 
     Args:
-        disks: each with the disk or disk file to read.
-
-    Raises:
-        UnreadableSource: a read error.
-        TruncatedSource: a disk is shorter than its layout says.
+        disks: each with the disk or disk file to read. What can't be read of it holds no layer.
     """
     with ExitStack() as stack:
         members: list[tuple[Place, MdSuperblock]] = []

@@ -6,10 +6,9 @@ from typing import Any, Final
 
 import msgspec
 
-from imager import blockdev
 from imager.layout.luks import LuksContainer
 from imager.probe.place import Place
-from imager.probe.structure import StructureError
+from imager.probe.structure import StructureError, read_bytes
 from imager.units import KIB, MIB
 
 TYPE: Final = "crypto_LUKS"
@@ -50,7 +49,7 @@ def read(place: Place) -> LuksContainer | None:
     Where the first header of LUKS2 is damaged, the second one counts.
     """
     try:
-        start = blockdev.read_at(place.fd, place.offset, min(place.length, _BINARY_SIZE))
+        start = read_bytes(place.fd, place.offset, min(place.length, _BINARY_SIZE))
         if len(start) < _BINARY_SIZE:
             return None
         if start.startswith(_MAGIC) and start[6:8] == b"\0\1":
@@ -86,7 +85,7 @@ def _second_version(place: Place, start: bytes) -> LuksContainer | None:
     for size in _SIZES:
         if size + _BINARY_SIZE > place.length:
             break
-        if blockdev.read_at(place.fd, place.offset + size, 6) == _SECOND_MAGIC:
+        if read_bytes(place.fd, place.offset + size, 6) == _SECOND_MAGIC:
             return _container(place, _header(place, size, _SECOND_MAGIC), damaged_header=True)
     if problem is not None:
         raise problem
@@ -95,13 +94,13 @@ def _second_version(place: Place, start: bytes) -> LuksContainer | None:
 
 def _header(place: Place, offset: int, magic: bytes) -> bytes:
     """Return a header of LUKS2, binary and JSON, whose checksum is right."""
-    start = blockdev.read_at(place.fd, place.offset + offset, _BINARY_SIZE)
+    start = read_bytes(place.fd, place.offset + offset, _BINARY_SIZE)
     found, version, size, _, _, kind, _, _, _, own_place, _, checksum = _HEADER_2.unpack_from(start)
     if (found, version, own_place) != (magic, 2, offset):
         raise StructureError("no header of LUKS2")
     if not _BINARY_SIZE < size <= _MOST_HEADER or offset + size > place.length:
         raise StructureError("the header of LUKS2 makes no sense")
-    data = bytearray(blockdev.read_at(place.fd, place.offset + offset, size))
+    data = bytearray(read_bytes(place.fd, place.offset + offset, size))
     data[_SUM_AT : _SUM_AT + _SUM_SIZE] = bytes(_SUM_SIZE)
     name = _text(kind)
     if name not in _HASHES:

@@ -5,8 +5,7 @@ import zlib
 from dataclasses import dataclass
 from typing import Final
 
-from imager import blockdev
-from imager.probe.structure import StructureError
+from imager.probe.structure import StructureError, read_bytes
 from imager.units import MIB
 
 SECTOR: Final = 512
@@ -54,7 +53,7 @@ def read_label(fd: int, offset: int, length: int) -> Label:
     """
     if length < LABEL_SECTORS * SECTOR:
         raise StructureError("the volume is too small for a physical volume of LVM")
-    start = blockdev.read_at(fd, offset, LABEL_SECTORS * SECTOR)
+    start = read_bytes(fd, offset, LABEL_SECTORS * SECTOR)
     labels = [
         (number, start[number * SECTOR : (number + 1) * SECTOR])
         for number in range(LABEL_SECTORS)
@@ -91,7 +90,7 @@ def read_text(fd: int, offset: int, length: int, area: tuple[int, int]) -> str:
     place, size = area
     if place + size > length or size < 2 * SECTOR:
         raise StructureError("a metadata area of LVM lies outside of the volume")
-    header = blockdev.read_at(fd, offset + place, SECTOR)
+    header = read_bytes(fd, offset + place, SECTOR)
     checksum, magic, version, own_place, own_size = _MDA.unpack_from(header)
     if (
         checksum != _checksum(header[4:])
@@ -109,8 +108,8 @@ def read_text(fd: int, offset: int, length: int, area: tuple[int, int]) -> str:
         raise StructureError("the header of a metadata area of LVM makes no sense")
     # The area is a ring; its header is not part of it.
     first = min(count, size - where)
-    data = blockdev.read_at(fd, offset + place + where, first)
-    data += blockdev.read_at(fd, offset + place + SECTOR, count - first)
+    data = read_bytes(fd, offset + place + where, first)
+    data += read_bytes(fd, offset + place + SECTOR, count - first)
     if checksum != _checksum(data):
         raise StructureError("the metadata of LVM has a wrong checksum")
     try:

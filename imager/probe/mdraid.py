@@ -5,13 +5,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Final
 
-from imager import blockdev
 from imager.layout.filesystem import Filesystem
 from imager.layout.mdraid import AT_END, MdArray, MdMember, MdVersion
 from imager.layout.partition_table import PartitionTable
 from imager.probe.filesystem import read_signature
 from imager.probe.mdraid_superblock import MdSuperblock, read_superblock, superblock_places
 from imager.probe.place import Place
+from imager.probe.structure import StructureError, read_bytes
 
 MEMBER_TYPE: Final = "linux_raid_member"
 _GPT_MAGIC: Final = b"EFI PART"
@@ -41,7 +41,7 @@ def read_disk_superblock(
     found = read_superblock(fd, 0, size)
     if found is None or found.version not in AT_END:
         return found
-    if size >= 2 * sector and blockdev.read_at(fd, size - sector, 8) == _GPT_MAGIC:
+    if _ends_with_gpt(fd, size, sector):
         return None
     if found.version is MdVersion.V0_90 and table is not None:
         for part in table.partitions:
@@ -50,6 +50,13 @@ def read_disk_superblock(
             if is_same and found.size <= found.place - part.offset:
                 return None
     return found
+
+
+def _ends_with_gpt(fd: int, size: int, sector: int) -> bool:
+    try:
+        return read_bytes(fd, size - sector, len(_GPT_MAGIC)) == _GPT_MAGIC
+    except StructureError:
+        return False
 
 
 def carries_table(superblock: MdSuperblock) -> bool:

@@ -11,9 +11,8 @@ from typing import Final
 
 import numpy as np
 
-from imager import blockdev
 from imager.layout.mdraid import MdState, MdVersion
-from imager.probe.structure import StructureError
+from imager.probe.structure import StructureError, read_bytes
 from imager.units import KIB
 
 _SECTOR: Final = 512
@@ -113,7 +112,7 @@ def read_superblock(fd: int, offset: int, length: int) -> MdSuperblock | None:
     found = []
     for version, place in superblock_places(length):
         try:
-            data = blockdev.read_at(fd, offset + place, SUPERBLOCK_SIZE)
+            data = read_bytes(fd, offset + place, SUPERBLOCK_SIZE)
             found.append(_parse(data, version, place, length))
         except StructureError:
             continue

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from imager import blockdev, process
-from imager.errors import SourceError
+from imager.errors import SourceError, UnreadableSource
 from imager.layout.bcache import BcacheState
 from imager.layout.disk import VolumeRole
+from imager.layout.layers import Layers
 from imager.layout.machine import Machine
 from imager.layout.mdraid import MdVersion
 from imager.probe.machine import ProbeSource, probe_machine
@@ -79,10 +80,18 @@ def test_a_table_on_a_disk_with_the_superblock_at_its_start_is_a_leftover(
     name: str, tmp_path: Path
 ) -> None:
     """What it points at is the array's, and could be taken for a filesystem that is gone."""
-    disk = whole(tmp_path / "disk", name)
-    process.run("sfdisk", "--quiet", "--wipe=never", disk, stdin=b"label: dos\nsize=4M\n")
-    (volume,) = probe(disk).disks[0].volumes
+    length, first, _ = layer_files.ends(name)
+    disk = tmp_path / "disk"
+    with disk.open("wb") as file:
+        file.truncate(length)
+    process.run("sfdisk", "--quiet", disk, stdin=b"label: gpt\nsize=4M\n")
+    before = probe(disk)
+    assert before.disks[0].table is not None
+    write(disk, 4096, first[4096:8192])  # the backup of the GPT is still there
+    machine = probe(disk)
+    (volume,) = machine.disks[0].volumes
     assert volume.role is VolumeRole.WHOLE_DISK
+    assert [array.version for array in machine.layers.md] == [MdVersion.V1_2]
 
 
 def striped(path: Path, size: int, level: int) -> None:
@@ -157,3 +166,22 @@ def test_cut_off_anywhere_nothing_breaks(name: str, tmp_path: Path) -> None:
         except SourceError:
             continue
         machine.layers.describe("disk0/whole")
+
+
+def test_what_can_not_be_read_holds_no_layer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bad sector where a superblock might have been, in free space of a filesystem, say."""
+    disk = in_partition(tmp_path / "disk", "md-0.90-ext4")
+    length, _, _ = layer_files.ends("md-0.90-ext4")
+    assert len(probe(disk).layers.md) == 1
+    places = [MIB + place for _, place in superblock_places(length)]
+    read_at = blockdev.read_at
+
+    def bad(fd: int, offset: int, length: int) -> bytes:
+        if any(offset <= place < offset + length for place in places):
+            raise UnreadableSource("a bad sector")
+        return read_at(fd, offset, length)
+
+    monkeypatch.setattr(blockdev, "read_at", bad)
+    assert probe(disk).layers == Layers()
