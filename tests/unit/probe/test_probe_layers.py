@@ -12,9 +12,12 @@ from imager import blockdev, process
 from imager.errors import SourceError, UnreadableSource
 from imager.layout.bcache import BcacheState
 from imager.layout.disk import VolumeRole
+from imager.layout.filesystem import Filesystem
 from imager.layout.layers import Layers
 from imager.layout.machine import Machine
 from imager.layout.mdraid import MdVersion
+from imager.probe import disk as probe_disk_module
+from imager.probe.filesystem import Signature
 from imager.probe.machine import ProbeSource, probe_machine
 from imager.probe.mdraid_superblock import superblock_places
 from imager.units import KIB, MIB
@@ -185,3 +188,15 @@ def test_what_can_not_be_read_holds_no_layer(
 
     monkeypatch.setattr(blockdev, "read_at", bad)
     assert probe(disk).layers == Layers()
+
+
+def test_a_member_is_one_whatever_libblkid_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Taken for the FAT that begins where it does, it would lose the superblock behind that."""
+    disk = in_partition(tmp_path / "disk", "md-1.0-vfat")
+    seen = Signature(Filesystem("vfat", "AAAA-BBBB"), None)
+    monkeypatch.setattr(probe_disk_module, "read_signature", lambda *_: seen)
+    volume = next(item for _, item in probe(disk).volumes() if item.partition == 1)
+    assert volume.filesystem is not None
+    assert volume.filesystem.type == "linux_raid_member"
