@@ -1,16 +1,19 @@
 """Makes the repository fixture of the version that runs it; see `test_old_repositories.py`.
 
 Run once for each version whose format differs, into a new folder, and committed for good:
-`python tests/vectors/make_repository.py tests/vectors/repository-VERSION`. Its keys open nothing else.
+`python -m tests.vectors.make_repository tests/vectors/repository-VERSION`. Its keys open nothing else.
 """
 
 import hashlib
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+from tests.vectors import layer_files
 
 PHRASE = "this key opens a test only"
 
@@ -51,15 +54,22 @@ def main(folder: Path) -> None:
     remetal(folder, "hold", "repository", "web", "--reason", "a test")
     remetal(folder, "prune", "repository", "--keep-last", "1")
     remetal(folder, "parity", "repository")
+    shutil.rmtree(folder / "cache")
     (folder / "expected.json").write_text(json.dumps(expected, indent=2) + "\n")
 
 
 def content(number: int) -> bytes:
-    """Return a disk that shares most of its bytes with the other ones, and compresses well."""
+    """Return a disk that shares most of its bytes with the other ones, and compresses well.
+
+    The last one is a LUKS container, so that its layout has a layer.
+    """
     lines = random.Random(7)
     text = b"".join(b"line %d of a log, %08x\n" % (n, lines.getrandbits(32)) for n in range(9000))
     changed = random.Random(number).randbytes(20_000)
-    return (text[:160_000] + changed + text[160_000:] + bytes(1 << 17)).ljust(1 << 19, b"\0")
+    first = layer_files.ends("luks1")[1] if number == 2 else b""
+    return first + (text[:160_000] + changed + text[160_000:] + bytes(1 << 17)).ljust(
+        (1 << 19) - len(first), b"\0"
+    )
 
 
 def remetal(folder: Path, *words: str) -> str:
