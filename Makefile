@@ -1,6 +1,7 @@
 # Two commands do all, on a fresh Debian 12 with root:
 #   make drill   set up, then: capture real machines, destroy them, restore them from the ISO, boot
 #   make test    set up, then: all tests that fit into a short run
+#   make drills  set up, then: every shape of machine, and every way its new hardware may differ; hours
 # And: make test-all, make torture, make fuzz, make bench, make bench-scale, make bench-backends, make store-ceph, make store-seaweed, make lint.
 # Everything is built below .cache/ and .venv/; `make clean` removes both.
 
@@ -9,7 +10,7 @@ PYTHON ?= $(firstword $(wildcard /usr/bin/python3.11 /usr/bin/python3) python3)
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup drill test test-all torture bench bench-scale bench-backends store-ceph store-seaweed lint fuzz clean
+.PHONY: help setup drill drills test test-all torture bench bench-scale bench-backends store-ceph store-seaweed lint fuzz clean
 
 help:
 	@sed -n 's/^# \?//p;/^$$/q' Makefile
@@ -22,6 +23,9 @@ $(VENV)/.done: pyproject.toml .ci/setup
 
 drill: setup
 	$(BIN)/remetal drill --fixture uefi-ext4 --fixture bios-ext4 --report .cache/drill
+
+drills: setup
+	$(BIN)/remetal drill --matrix vm-fixtures/matrix.toml --report .cache/drills
 
 test: setup
 	$(BIN)/pytest -m "not slow"

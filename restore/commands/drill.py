@@ -22,10 +22,12 @@ from imager.repository.backend.place import Place
 from imager.repository.repository import Repository
 from restore.drill import accelerator, fixture, report, run
 from restore.drill.bring_back import Settings
+from restore.drill.matrix import cross, read_matrix
 from restore.drill.reach import reach
 from restore.drill.record import record
 from restore.drill.report import Outcome, Result
 from restore.drill.scenario import Medium
+from restore.drill.variation import Variation
 from restore.drill.vm_spec import Accelerator, Firmware
 
 
@@ -40,6 +42,23 @@ from restore.drill.vm_spec import Accelerator, Firmware
     help="Instead of IMAGE: build this machine of vm-fixtures, save it, destroy it, and bring "
     "it back. May be given more than once; needs a source checkout. With REPO, which must be an empty "
     "place, its repository is made there.",
+)
+@click.option(
+    "--vary",
+    "variations",
+    multiple=True,
+    type=click.Choice([each.value for each in Variation]),
+    default=(Variation.SAME.value,),
+    show_default=True,
+    help="In what the machine that a fixture comes back on differs: other controllers, disks in "
+    "reverse order, larger or smaller ones (which must be refused), an old disk left plugged in. May be "
+    "given more than once.",
+)
+@click.option(
+    "--matrix",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Instead of --fixture and --vary: all drills that this file names, as "
+    "vm-fixtures/matrix.toml does.",
 )
 @click.option(
     "--firmware",
@@ -92,6 +111,8 @@ def drill(
     repo: Place | None,
     image: str | None,
     fixtures: tuple[str, ...],
+    variations: tuple[str, ...],
+    matrix: Path | None,
     firmware: str | None,
     medium: str,
     iso: Path | None,
@@ -119,10 +140,12 @@ def drill(
       remetal drill /srv/images web1 --firmware secureboot --medium usb
       remetal drill ssh://backup@10.0.0.5/srv/images latest
       remetal drill --fixture uefi-ext4 --fixture bios-ext4
+      remetal drill --fixture uefi-raid1-lvm --vary reversed --vary larger
     """
-    if bool(fixtures) == bool(image) or (repo is None and not fixtures):
-        raise UsageError("a drill needs either REPO and IMAGE, or --fixture NAME")
-    if repo is not None and len(fixtures) > 1:
+    cells = read_matrix(matrix) if matrix else cross(fixtures, variations)
+    if [bool(fixtures), bool(image), matrix is not None].count(True) != 1 or (image and not repo):
+        raise UsageError("a drill needs REPO and IMAGE, or --fixture NAME, or --matrix FILE")
+    if repo is not None and len(cells) > 1:
         raise UsageError("one repository is made in REPO, so there can be one --fixture")
     if iso is not None:
         iso_image.read(iso, ".disk/info")  # better known before anything else is done
@@ -130,7 +153,7 @@ def drill(
         firmware=Firmware(firmware) if firmware else None,
         medium=Medium(medium),
         iso=iso,
-        cache=fixture.cache() if fixtures else default_cache(),
+        cache=fixture.cache() if cells else default_cache(),
         memory_mib=memory_mib,
         ports=ports,
         store=run.Store.of(repo) if repo else None,
@@ -149,7 +172,7 @@ def drill(
         results = [run.drill_image(subject, choices, settings)]
         _record(out, subject, results[0])
     else:
-        results = [run.drill_fixture(name, choices, settings) for name in fixtures]
+        results = [cell.drill(choices, settings) for cell in cells]
     _tell(out, results, report_folder)
 
 
@@ -195,9 +218,9 @@ def _accelerator(out: Output, choices: run.Choices) -> Accelerator:
 
 def _tell(out: Output, results: list[Result], folder: Path | None) -> None:
     out.document(report.document(results))
-    columns, rows = report.table(results)
-    out.say()
-    out.table(columns, rows)
+    for columns, rows in report.tables(results):
+        out.say()
+        out.table(columns, rows)
     out.say()
     for result in results:
         for line in report.lines(result):

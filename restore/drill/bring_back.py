@@ -1,14 +1,17 @@
 """The heart of a drill: the real medium restores onto blank disks, and the disks start alone."""
 
 import contextlib
+import hashlib
+import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from imager.errors import DrillError, RemetalError
+from imager.errors import DrillError, DrillFailed, RemetalError
 from imager.repository.backend.place import Place
-from imager.units import MIB
+from imager.units import KIB, MIB
 from restore.drill import evidence, job
 from restore.drill.console_tail import ConsoleTail
 from restore.drill.qemu import Vm
@@ -16,6 +19,7 @@ from restore.drill.reach import Reach, reach
 from restore.drill.report import Outcome
 from restore.drill.scenario import Places, Scenario
 from restore.drill.steps import Say, Step, Steps
+from restore.drill.variation import AS_IT_WAS, Expectation
 from restore.drill.vm_spec import Accelerator, VmSpec
 
 # Limits for what hangs, not estimates: a slow, busy host must not fail a good drill.
@@ -24,6 +28,7 @@ _SLOWEST_RESTORE: Final = 1 * MIB  # bytes a second
 _PROOF_LIMIT: Final = 900.0
 
 _WORTH_A_LINE: Final = 1.0  # seconds
+_FOREIGN: Final = 64 * KIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,14 +78,14 @@ class Verdict:
     Attributes:
         text: for people.
         outcome: how it ended.
-        rto: seconds from power-on of the rescue to the proof.
+        rto: seconds from power-on of the rescue to the proof; None without one.
         facts: how many were compared.
         differences: among them.
     """
 
     text: str
     outcome: Outcome
-    rto: float
+    rto: float | None
     facts: int = 0
     differences: tuple[evidence.Difference, ...] = ()
 
@@ -103,12 +108,15 @@ class Drill:
         self._places = places
         self._steps = steps
 
-    def bring_back(self, order: Order, before: evidence.Expected | None) -> Verdict:
+    def bring_back(
+        self, order: Order, before: evidence.Expected | None, expects: Expectation = AS_IT_WAS
+    ) -> Verdict:
         """Restore onto blank disks from the real medium, start them alone, and wait for proof.
 
         Args:
             order: what to restore.
             before: what the machine must say about itself; None when it says nothing.
+            expects: what must come of it.
 
         Raises:
             DrillFailed: the restore failed.
@@ -120,8 +128,26 @@ class Drill:
         way = reach(order.repository)
         job.place_order(self._places.job, way, order.image, order.recovery_key, order.secret)
         power_on = self._steps.now()
-        self._rescue(order, way, power_on)
-        return self._prove(before, power_on)
+        if expects.refusal is not None:
+            return self._refuse(order, way, expects.refusal)
+        left_alone = [self._places.stale] if self._scenario.stale is not None else []
+        with _untouched(left_alone):
+            self._rescue(order, way, power_on)
+        return self._prove(before, power_on, expects)
+
+    def _refuse(self, order: Order, way: Reach, refusal: str) -> Verdict:
+        """Let the restore refuse, and make sure that it wrote nothing."""
+        disks = [self._places.disk(index) for index in range(len(self._scenario.disks))]
+        for disk in disks:
+            _fill(disk)
+        try:
+            with _untouched(disks):
+                self._rescue(order, way, self._steps.now())
+        except DrillFailed as error:
+            if not re.search(refusal, error.message):
+                raise
+            return Verdict(f"{error.message}; no disk was touched", Outcome.REFUSED, None)
+        raise DrillError(f"the restore did what it must refuse ({refusal})")
 
     def _rescue(self, order: Order, way: Reach, power_on: float) -> None:
         spec = self._scenario.rescue(self._places, order.iso, way)
@@ -145,7 +171,9 @@ class Drill:
     def _add(self, name: str, start: float, seconds: float, size: int = 0) -> None:
         self._steps.add(Step(name, start, seconds, size or None, part_of_rto=True))
 
-    def _prove(self, before: evidence.Expected | None, power_on: float) -> Verdict:
+    def _prove(
+        self, before: evidence.Expected | None, power_on: float, expects: Expectation
+    ) -> Verdict:
         spec = self._scenario.restored(self._places)
         with contextlib.ExitStack() as stack:
             with self._steps.step("restored machine: start", part_of_rto=True):
@@ -164,7 +192,7 @@ class Drill:
             vm.screenshot(self._places.screenshot("restored"))
         if before is None or after is None:
             return Verdict(proof.text, Outcome.WEAK if proof.weak else Outcome.PROVEN, rto)
-        differences = evidence.compare_all(before, after)
+        differences = expects.unexpected(evidence.compare_all(before, after))
         number = evidence.count(before.facts)
         if differences:
             text = "it is up, and not what it was: every difference is named below"
@@ -188,6 +216,36 @@ class Drill:
                     with contextlib.suppress(RemetalError):
                         vm.screenshot(self._places.screenshot(name))
                 raise
+
+
+def _fill(disk: Path) -> None:
+    """Give a blank disk content of somebody else, at both ends and in between."""
+    size = disk.stat().st_size
+    with disk.open("r+b") as file:
+        for start in range(0, size, max(size // 8, _FOREIGN)):
+            file.seek(min(start, size - _FOREIGN))
+            file.write(os.urandom(_FOREIGN))
+
+
+@contextlib.contextmanager
+def _untouched(disks: Sequence[Path]) -> Iterator[None]:
+    """Make sure that the body writes nothing to some disks, whatever becomes of it.
+
+    Raises:
+        DrillError: it did.
+    """
+    before = [_digest(disk) for disk in disks]
+    try:
+        yield
+    finally:
+        for disk, digest in zip(disks, before, strict=True):
+            if _digest(disk) != digest:
+                raise DrillError(f"{disk.name} was written, and must not be")
+
+
+def _digest(disk: Path) -> str:
+    with disk.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _totals(steps: Sequence[job.RescueStep]) -> Iterator[tuple[str, float, int]]:

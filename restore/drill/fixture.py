@@ -18,6 +18,7 @@ from imager.errors import DrillError, UsageError
 from imager.repository.backend.place import Place
 from imager.units import MIB
 from restore.drill.evidence import Expected
+from restore.drill.scenario import BlankDisk
 from restore.drill.vm_spec import Bus
 
 _ROOT: Final = Path(__file__).resolve().parents[2]
@@ -33,6 +34,11 @@ class FixtureDisk(msgspec.Struct, frozen=True):
     size: int
     serial: str
     bus: Bus
+    sector: int
+
+    def blank(self) -> BlankDisk:
+        """Return a blank disk like this one."""
+        return BlankDisk(self.size, self.bus, self.serial, sector=self.sector)
 
 
 class FixtureStep(msgspec.Struct, frozen=True):
@@ -134,11 +140,11 @@ def _listen(stream: IO[bytes], heard: list[str], say: Callable[[str], None], pre
             say(line.removeprefix(prefix))
 
 
-def copy_disks(disks: Sequence[FixtureDisk], folder: Path) -> tuple[Path, ...]:
-    """Copy disks as the "real" machine, sharing or sparing space where the filesystem can."""
+def copy_disks(disks: Sequence[FixtureDisk], folder: Path, name: str) -> tuple[Path, ...]:
+    """Copy disks to `name`0, `name`1, …, sharing or sparing space where the filesystem can."""
     copies = []
     for index, disk in enumerate(disks):
-        copy = folder / f"machine{index}{disk.path.suffix}"
+        copy = folder / f"{name}{index}{disk.path.suffix}"
         process.run("cp", "--reflink=auto", "--sparse=always", disk.path, copy)
         copy.chmod(0o600)
         copies.append(copy)

@@ -23,6 +23,7 @@ _TEMPLATES: Final = jinja2.Environment(
 _ROW: Final = 22  # height of a line in the picture
 _CHART: Final = 640  # width of the time axis
 _TICKS: Final = 6
+_SIDE_BY_SIDE: Final = 3  # drills whose steps fit on a screen
 _MOST_NAMED: Final = 40  # differences; more help nobody
 
 
@@ -31,6 +32,7 @@ class Outcome(StrEnum):
 
     PROVEN = "came back"
     WEAK = "seems back"  # only a picture speaks for it
+    REFUSED = "refused"  # rightly, and before the first write
     FAILED = "FAILED"
 
 
@@ -45,6 +47,7 @@ class Result:
         accelerator: how the guests ran.
         outcome: how it ended.
         proof: what showed it, or why it failed.
+        variation: in what the new machine differs from the saved one.
         steps: in order.
         rto: seconds from power-on of the rescue to the proof; None when there was no proof.
         used_bytes: of the captured machine, or None.
@@ -61,6 +64,7 @@ class Result:
     accelerator: str
     outcome: Outcome
     proof: str
+    variation: str = "same"
     steps: tuple[Step, ...] = ()
     rto: float | None = None
     used_bytes: int | None = None
@@ -73,7 +77,8 @@ class Result:
     @property
     def title(self) -> str:
         """Which drill this is."""
-        return f"{self.name} ({self.firmware}, {self.medium})"
+        varied = f", {self.variation}" if self.variation != "same" else ""
+        return f"{self.name} ({self.firmware}, {self.medium}{varied})"
 
 
 def document(results: Sequence[Result]) -> dict[str, Any]:
@@ -82,8 +87,20 @@ def document(results: Sequence[Result]) -> dict[str, Any]:
     return {"drills": drills}
 
 
-def table(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
-    """Return columns and rows of a table with one column per drill."""
+Table = tuple[list[str], list[list[str]]]
+
+
+def tables(results: Sequence[Result]) -> tuple[Table, ...]:
+    """Return columns and rows of what is shown: of a few drills the steps, of many the outcomes."""
+    if len(results) == 1:
+        return (_of_steps(results),)
+    if len(results) <= _SIDE_BY_SIDE:
+        return _of_steps(results), _of_outcomes(results)
+    return (_of_outcomes(results),)
+
+
+def _of_steps(results: Sequence[Result]) -> Table:
+    """Return a table with one column per drill."""
     names: list[str] = []
     for result in results:
         names += [step.name for step in result.steps if step.name not in names]
@@ -98,6 +115,30 @@ def table(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
         ["differences", *(_differences(result) for result in results)],
         ["RTO", *(format_duration(r.rto) if r.rto is not None else "-" for r in results)],
         ["the machine", *(result.outcome.value for result in results)],
+    ]
+    return columns, rows
+
+
+def _of_outcomes(results: Sequence[Result]) -> Table:
+    """Return a table with one row per drill."""
+    columns = [
+        "shape",
+        "firmware",
+        "medium",
+        "variation",
+        "outcome",
+        ">differences",
+        ">RTO",
+        ">time",
+    ]
+    rows = [
+        [
+            *(result.name, result.firmware, result.medium, result.variation),
+            *(result.outcome.value, _differences(result)),
+            format_duration(result.rto) if result.rto is not None else "-",
+            format_duration(_end(result)),
+        ]
+        for result in results
     ]
     return columns, rows
 

@@ -27,8 +27,9 @@ from imager.units import format_size
 from restore.drill import fixture, job, report, scenario
 from restore.drill.bring_back import Drill, Order, Settings, Verdict
 from restore.drill.report import Outcome, Result
-from restore.drill.scenario import Medium, Places, Scenario
+from restore.drill.scenario import BlankDisk, Medium, Places, Scenario
 from restore.drill.steps import Steps
+from restore.drill.variation import Variation, expectation, vary
 from restore.drill.vm_spec import Firmware
 
 _MEMORY_MIB: Final = 2048  # of a restored machine when nobody says
@@ -66,6 +67,7 @@ class Choices:
         memory_mib: of the restored machine; None for the usual.
         ports: TCP ports of which an open one counts as proof.
         store: where the repository of a fixture machine is made; None for a directory of the drill.
+        variation: in what the machine that a fixture comes back on differs from the old one.
     """
 
     firmware: Firmware | None
@@ -75,6 +77,7 @@ class Choices:
     memory_mib: int | None = None
     ports: tuple[int, ...] = ()
     store: Store | None = None
+    variation: Variation = Variation.SAME
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +137,7 @@ def drill_image(subject: Subject, choices: Choices, settings: Settings) -> Resul
         iso = _medium(choices, places, steps, sheet)
         return Drill(plan, settings, places, steps).bring_back(_order(subject, iso), None)
 
-    return _conduct(machine.name, firmware, choices.medium, settings, work)
+    return _conduct(machine.name, replace(choices, firmware=firmware), settings, work)
 
 
 def drill_fixture(name: str, choices: Choices, settings: Settings) -> Result:
@@ -147,7 +150,7 @@ def drill_fixture(name: str, choices: Choices, settings: Settings) -> Result:
         firmware = choices.firmware or Firmware(built.firmware)
         sheet.note(firmware=firmware.value)
         with steps.step("copy its disks"):
-            copies = fixture.copy_disks(built.disks, places.folder)
+            copies = fixture.copy_disks(built.disks, places.folder, "machine")
         store = choices.store or Store.of(Place(str(places.folder / "repository"), Access()))
         subject = _capture(name, copies, store, places, steps, sheet)
         scenario.check_firmware(subject.machine, firmware)
@@ -156,22 +159,29 @@ def drill_fixture(name: str, choices: Choices, settings: Settings) -> Result:
                 remark.size = fixture.destroy(copy)
                 remark.text = "encrypted with a key nobody has; no partition table is left"
             copy.unlink()
+        stale = _leave_stale(built, places) if choices.variation is Variation.STALE_DISK else None
         plan = Scenario(
             name=name,
             firmware=firmware,
             medium=choices.medium,
-            disks=tuple(
-                scenario.blank_disk(saved, disk.bus, disk.serial)
-                for saved, disk in zip(subject.machine.disks, built.disks, strict=True)
-            ),
+            disks=vary([disk.blank() for disk in built.disks], choices.variation),
             memory_mib=choices.memory_mib or built.memory_mib,
             uuid=built.uuid,
+            reversed=choices.variation is Variation.REVERSED,
+            stale=stale,
         )
         iso = _medium(choices, places, steps, sheet)
-        order = _order(subject, iso)
-        return Drill(plan, settings, places, steps).bring_back(order, built.expected())
+        order, expects = _order(subject, iso), expectation(choices.variation)
+        return Drill(plan, settings, places, steps).bring_back(order, built.expected(), expects)
 
-    return _conduct(name, choices.firmware, choices.medium, settings, work)
+    return _conduct(name, choices, settings, work)
+
+
+def _leave_stale(built: fixture.Fixture, places: Places) -> BlankDisk:
+    """Leave an old copy of the machine's last disk lying around."""
+    last = built.disks[-1]
+    fixture.copy_disks([last], places.folder, places.stale.stem.rstrip("0"))
+    return replace(last.blank(), serial="STALE-0001")
 
 
 def _capture(
@@ -250,19 +260,19 @@ def _medium(choices: Choices, places: Places, steps: Steps, sheet: _Sheet) -> Pa
 
 def _conduct(
     name: str,
-    firmware: Firmware | None,
-    medium: Medium,
+    choices: Choices,
     settings: Settings,
     work: Callable[[Places, Steps, _Sheet], Verdict],
 ) -> Result:
     """Run a drill in a folder of its own; whatever goes wrong becomes its result."""
     started = Result(
         name=name,
-        firmware=firmware.value if firmware else "-",
-        medium=medium.value,
+        firmware=choices.firmware.value if choices.firmware else "-",
+        medium=choices.medium.value,
         accelerator=settings.accelerator.name,
         outcome=Outcome.FAILED,
         proof="",
+        variation=choices.variation.value,
     )
     sheet = _Sheet(started)
     steps = Steps(name, settings.say)

@@ -1,6 +1,6 @@
 """What a drill is to do, frozen before anything starts."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Final
@@ -54,6 +54,10 @@ class BlankDisk:
     wwn: str | None = None
     sector: int = 512
 
+    def attached(self, path: Path) -> Drive:
+        """Return it as a drive, with its content in a file."""
+        return Drive(path, bus=self.bus, serial=self.serial, wwn=self.wwn, sector=self.sector)
+
 
 @dataclass(frozen=True, slots=True)
 class Places:
@@ -79,6 +83,11 @@ class Places:
         """The disk with that number."""
         return self.folder / f"disk{index}.raw"
 
+    @property
+    def stale(self) -> Path:
+        """An old disk that is left plugged in during the rescue."""
+        return self.folder / "stale0.img"
+
     def consoles(self, machine: str) -> tuple[Path, Path]:
         """What `machine` ("rescue" or "restored") writes on its two serial ports."""
         return self.folder / f"{machine}-ttyS0.log", self.folder / f"{machine}-ttyS1.log"
@@ -96,11 +105,13 @@ class Scenario:
         name: of the machine.
         firmware: what starts the rescue medium and the restored machine.
         medium: what the rescue medium is attached as.
-        disks: blank ones, in the order of the saved ones.
+        disks: blank ones, in the order of the saved ones; the machine starts from the first.
         memory_mib: RAM of the restored machine.
         uuid: DMI UUID of the machine, or None.
         ports: TCP ports of which an open one counts as proof; then the machine has a network
             card on a network that leads nowhere.
+        reversed: disks are attached in reverse order.
+        stale: an old disk that is attached during the rescue as well, or None.
     """
 
     name: str
@@ -110,6 +121,8 @@ class Scenario:
     memory_mib: int
     uuid: str | None = None
     ports: tuple[int, ...] = ()
+    reversed: bool = False
+    stale: BlankDisk | None = None
 
     def rescue(self, places: Places, iso: Path, way: Reach) -> VmSpec:
         """Return the machine that starts the medium with blank disks and a way to the repository."""
@@ -125,6 +138,7 @@ class Scenario:
             drives=(
                 Drive(iso, bus=bus, serial="REMETAL-RESCUE", read_only=True, bootindex=0),
                 *self._drives(places),
+                *((self.stale.attached(places.stale),) if self.stale is not None else ()),
             ),
             shares=tuple(shares),
             serials=places.consoles("rescue"),
@@ -142,7 +156,7 @@ class Scenario:
             memory_mib=self.memory_mib,
             firmware=self.firmware,
             nvram=self._nvram(places),
-            drives=self._drives(places),
+            drives=self._drives(places, boots=True),
             serials=places.consoles("restored"),
             network=UserNetwork(tuple(Forward(0, port) for port in self.ports))
             if self.ports
@@ -153,17 +167,13 @@ class Scenario:
     def _nvram(self, places: Places) -> Path | None:
         return None if self.firmware is Firmware.BIOS else places.nvram
 
-    def _drives(self, places: Places) -> tuple[Drive, ...]:
-        return tuple(
-            Drive(
-                places.disk(index),
-                bus=disk.bus,
-                serial=disk.serial,
-                wwn=disk.wwn,
-                sector=disk.sector,
-            )
-            for index, disk in enumerate(self.disks)
-        )
+    def _drives(self, places: Places, *, boots: bool = False) -> tuple[Drive, ...]:
+        """Return the disks; where slots decide what BIOS starts from, a person has set it up."""
+        is_set_up = boots and self.reversed and self.firmware is Firmware.BIOS
+        drives = [disk.attached(places.disk(index)) for index, disk in enumerate(self.disks)]
+        if is_set_up:
+            drives[0] = replace(drives[0], bootindex=0)
+        return tuple(reversed(drives) if self.reversed else drives)
 
 
 def default_firmware(machine: Machine) -> Firmware:
@@ -187,20 +197,13 @@ def check_firmware(machine: Machine, firmware: Firmware) -> None:
         )
 
 
-def blank_disk(disk: Disk, bus: Bus | None = None, serial: str | None = None) -> BlankDisk:
-    """Return a blank disk like a saved one.
-
-    Args:
-        disk: the saved one.
-        bus: how it is attached, when known better than from the image; a disk whose transport
-            is not known is attached by virtio.
-        serial: its serial number, when known better than from the image.
-    """
+def blank_disk(disk: Disk) -> BlankDisk:
+    """Return a blank disk like a saved one; if its transport is not known, it is attached by virtio."""
     identity = disk.identity
     return BlankDisk(
         size=identity.size,
-        bus=bus or _BUSES.get(identity.transport or "", Bus.VIRTIO),
-        serial=serial or identity.serial,
+        bus=_BUSES.get(identity.transport or "", Bus.VIRTIO),
+        serial=identity.serial,
         wwn=identity.wwn if identity.wwn and identity.wwn.startswith("0x") else None,
         sector=identity.logical_sector,
     )

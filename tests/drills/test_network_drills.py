@@ -13,7 +13,7 @@ import pytest
 
 from bootmedia.config import MediumConfig
 from bootmedia.medium import medium_kernel
-from restore.drill import accelerator, evidence, fixture, run, scenario
+from restore.drill import accelerator, evidence, fixture, run
 from restore.drill.bring_back import Settings
 from restore.drill.qemu import Accelerator, Bus, Drive, Firmware, UserNetwork, Vm, VmSpec
 from restore.drill.reach import Reach, reach
@@ -114,7 +114,7 @@ class Person:
 def _saved(store: Store, folder: Path) -> tuple[fixture.Fixture, run.Subject]:
     """Save a machine, and encrypt its disks as ransomware does."""
     built = fixture.build("bios-ext4", print)
-    copies = fixture.copy_disks(built.disks, folder)
+    copies = fixture.copy_disks(built.disks, folder, "machine")
     (folder / "passphrase").write_text(_PHRASE + "\n")
     keys = ("--keys-dir", folder / "keys", "--passphrase-file", folder / "passphrase")
     made = fixture.remetal(fixture.Made, "init", *fixture.words(store.owner), *keys)
@@ -169,10 +169,7 @@ def test_a_person_restores_through_a_cut_of_the_network_and_a_killed_server(
             "bios-ext4",
             Firmware.BIOS,
             Medium.CD,
-            tuple(
-                scenario.blank_disk(saved, disk.bus, disk.serial)
-                for saved, disk in zip(subject.machine.disks, built.disks, strict=True)
-            ),
+            tuple(disk.blank() for disk in built.disks),
             built.memory_mib,
             built.uuid,
         )

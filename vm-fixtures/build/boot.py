@@ -45,7 +45,7 @@ def vm_spec(
         name: of this boot, such as "life".
     """
     drives = tuple(
-        Drive(image, bus=disk.bus, serial=disk.serial)
+        Drive(image, bus=disk.bus, serial=disk.serial, sector=disk.sector)
         for disk, image in zip(machine.disk, images, strict=True)
     )
     return VmSpec(

@@ -34,9 +34,20 @@ _TYPES: Final = {
         "bios-boot": "21686148-6449-6E6F-744E-656564454649",
         "esp": "uefi",
         "linux": "linux",
+        "lvm": "lvm",
+        "raid": "raid",
         "swap": "swap",
+        "windows": "EBD0A0A2-B9E5-4433-87C0-68B6B72699C7",
     },
-    TableKind.MBR: {"esp": "uefi", "linux": "linux", "swap": "swap", "extended": "extended"},
+    TableKind.MBR: {
+        "esp": "uefi",
+        "linux": "linux",
+        "lvm": "lvm",
+        "raid": "raid",
+        "swap": "swap",
+        "extended": "extended",
+        "windows": "7",
+    },
 }
 
 
@@ -96,8 +107,7 @@ def partition(disk: Disk, image: Path) -> dict[str, Place]:
     """
     with image.open("xb") as file:
         file.truncate(disk.size)
-    script = render("sfdisk", disk=disk, types=_TYPES[disk.table])
-    process.run("sfdisk", "--quiet", image, stdin=script.encode())
+    process.run("sfdisk", "--quiet", image, stdin=sfdisk_script(disk).encode())
     table = read_table(image)
     names = {each.number: each.name for each in disk.partition}
     return {
@@ -106,6 +116,11 @@ def partition(disk: Disk, image: Path) -> dict[str, Place]:
         )
         for number, entry in table.items()
     }
+
+
+def sfdisk_script(disk: Disk) -> str:
+    """Return what makes sfdisk write the table of a disk, whatever its sectors are."""
+    return render("sfdisk", disk=disk, types=_TYPES[disk.table])
 
 
 def read_table(image: Path) -> Mapping[int, dict[str, Any]]:

@@ -22,11 +22,12 @@ import msgspec
 
 import boot
 import disk
+import forge
 import root
 import tree
 from imager.units import format_duration
 from machine_file import load
-from spec import Firmware, Machine
+from spec import Firmware, Machine, encode
 
 MACHINES: Final = Path(__file__).parent.parent / "machines"
 
@@ -50,6 +51,7 @@ class BuiltDisk(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     size: int
     serial: str
     bus: str
+    sector: int
 
 
 class Fixture(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -93,11 +95,10 @@ def build(name: str, cache: Path, say: Say) -> Fixture:
         ProgramError: a tool failed.
         DrillError: the machine does not boot, live, or report.
     """
-    source = MACHINES / f"{name}.toml"
-    machine = load(source)
+    machine = load(MACHINES / f"{name}.toml")
     cache = cache.resolve()
     cache.mkdir(parents=True, exist_ok=True)
-    final = cache / f"{name}-{key(source, machine)}"
+    final = cache / f"{name}-{key(machine)}"
     with locked(cache / f"{name}.lock", say):
         if not final.exists():
             partial = cache / f".{name}.partial"
@@ -116,12 +117,12 @@ def build(name: str, cache: Path, say: Say) -> Fixture:
     return _absolute(document, final)
 
 
-def key(source: Path, machine: Machine) -> str:
-    """Return the hash of all that decides a machine: its file, its packages, this program."""
-    digest = hashlib.sha256(root.key(machine.system).encode())
+def key(machine: Machine) -> str:
+    """Return the hash of all that decides a machine: its description, its packages, this program."""
+    digest = hashlib.sha256(root.key(machine.system).encode() + encode(machine))
     files = [path for path in _SOURCES.rglob("*") if path.suffix in {".py", ".j2"}]
     files += tree.guest_files()
-    for path in (source, *sorted(files)):
+    for path in sorted(files):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 
@@ -157,9 +158,10 @@ def _make(name: str, machine: Machine, directory: Path, cache: Path, say: Say) -
         tree.unpack(archive, content)
         tree.personalise(machine, content)
     with step("disks"):
-        images = disk.assemble(machine, content, directory)
+        put_together = forge.forge if machine.needs_kernel else disk.assemble
+        images = put_together(machine, content, directory)
     shutil.rmtree(content)
-    shutil.rmtree(directory / "parts")
+    shutil.rmtree(directory / "parts", ignore_errors=True)
     nvram = directory / "nvram.fd" if machine.firmware is Firmware.UEFI else None
     with step("first boot, life"):
         boot.live(boot.vm_spec(machine, images, nvram, directory, "life"))
@@ -175,7 +177,7 @@ def _make(name: str, machine: Machine, directory: Path, cache: Path, say: Say) -
         firmware=machine.firmware.value,
         memory_mib=machine.memory_mib,
         disks=tuple(
-            BuiltDisk(image.name, int(each.size), each.serial, each.bus.value)
+            BuiltDisk(image.name, int(each.size), each.serial, each.bus.value, each.sector)
             for image, each in zip(images, machine.disk, strict=True)
         ),
         nvram=nvram.name if nvram else None,

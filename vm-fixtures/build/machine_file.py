@@ -10,8 +10,10 @@ import msgspec
 
 from imager.errors import ConfigError
 from imager.units import MIB, format_size, parse_size
+from layer_checks import layer_problems
 from spec import (
     Disk,
+    Filesystem,
     FilesystemType,
     Firmware,
     Loader,
@@ -26,25 +28,22 @@ _NAME: Final = re.compile(r"[a-z][a-z0-9-]*")
 _MACHINE_ID: Final = re.compile(r"[0-9a-f]{32}")
 _FIRST_LOGICAL: Final = 5
 _HINT: Final = "Compare it with the other files in vm-fixtures/machines."
+_SYSTEMS: Final = Path(__file__).parent.parent / "systems"
+_SECTORS: Final = (512, 4096)
 
 
 def load(path: Path) -> Machine:
     """Read a machine from a TOML file.
 
+    Its `system` is a table, or the name of a file in vm-fixtures/systems that holds one.
+
     Raises:
         ConfigError: no such file, not TOML, an unknown or missing key, a value that makes no
             sense; the message says where.
     """
-    try:
-        document = tomllib.loads(path.read_text())
-    except FileNotFoundError as error:
-        known = ", ".join(sorted(file.stem for file in path.parent.glob("*.toml")))
-        raise ConfigError(
-            f"there is no machine {path.stem} ({path})",
-            hint=f"These are there: {known}." if known else _HINT,
-        ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not TOML: {error}", hint=_HINT) from error
+    document = _read(path, "machine")
+    if isinstance(system := document.get("system"), str):
+        document["system"] = _read(_SYSTEMS / f"{system}.toml", "system")
     try:
         machine = msgspec.convert(document, Machine, dec_hook=_decode)
     except msgspec.ValidationError as error:
@@ -53,6 +52,19 @@ def load(path: Path) -> Machine:
     if problem is not None:
         raise ConfigError(f"{path}: {problem}", hint=_HINT)
     return machine
+
+
+def _read(path: Path, what: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except FileNotFoundError as error:
+        known = ", ".join(sorted(file.stem for file in path.parent.glob("*.toml")))
+        raise ConfigError(
+            f"there is no {what} {path.stem} ({path})",
+            hint=f"These are there: {known}." if known else _HINT,
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}", hint=_HINT) from error
 
 
 def _decode(wanted: type, value: Any) -> Any:
@@ -87,6 +99,7 @@ def _problems(machine: Machine) -> Iterator[str]:
     for index, disk in enumerate(machine.disk):
         for problem in _disk_problems(disk):
             yield f"disk[{index}] ({disk.name}): {problem}"
+    yield from layer_problems(machine)
     yield from _filesystem_problems(machine)
     yield from _boot_problems(machine)
 
@@ -99,6 +112,14 @@ def _twice(what: str, values: list[str]) -> Iterator[str]:
 def _disk_problems(disk: Disk) -> Iterator[str]:
     if len(disk.serial) > 20:
         yield f"serial: {disk.serial!r} is longer than the 20 characters a virtual disk carries"
+    if disk.sector not in _SECTORS:
+        yield f"sector: {disk.sector} is none of {_SECTORS}"
+    if disk.table is TableKind.NONE:
+        if disk.partition or disk.table_id:
+            yield "table: without one there are neither partitions nor a table_id"
+        return
+    if not disk.partition:
+        yield 'partition: there is none; a disk that holds something as a whole has the table "none"'
     numbers = [partition.number for partition in disk.partition]
     if numbers != sorted(set(numbers)) or (numbers and numbers[0] < 1):
         yield "partition.number: numbers start at 1, rise, and are unique"
@@ -153,25 +174,28 @@ def _mbr_problems(disk: Disk) -> Iterator[str]:
 
 
 def _filesystem_problems(machine: Machine) -> Iterator[str]:
-    devices = {
-        f"{disk.name}/{partition.name}"
-        for disk in machine.disk
-        for partition in disk.partition
-        if partition.type not in {PartitionType.EXTENDED, PartitionType.BIOS_BOOT}
-    }
-    yield from _twice("filesystem.on", [each.on for each in machine.filesystem])
+    devices = set(machine.devices())
+    places = [f"{each.on} {each.subvolume or ''}".strip() for each in machine.filesystem]
+    yield from _twice("filesystem.on", places)
     mountpoints = [each.mountpoint for each in machine.filesystem if each.mountpoint is not None]
     yield from _twice("filesystem.mountpoint", mountpoints)
     if "/" not in mountpoints:
         yield 'filesystem: none is mounted at "/"'
     for index, each in enumerate(machine.filesystem):
-        place = f"filesystem[{index}]"
-        if each.on not in devices:
-            yield f"{place}.on: there is no {each.on!r}; there are {', '.join(sorted(devices))}"
-        if each.type is FilesystemType.SWAP and each.mountpoint is not None:
-            yield f"{place}.mountpoint: swap is not mounted"
-        if each.type is not FilesystemType.SWAP and not (each.mountpoint or "").startswith("/"):
-            yield f"{place}.mountpoint: {each.type} needs one that starts with /"
+        for name in (each.on, each.mirror or each.on):
+            if name not in devices:
+                there = ", ".join(sorted(devices))
+                yield f"filesystem[{index}].on: there is no {name!r}; there are {there}"
+        yield from (f"filesystem[{index}].{problem}" for problem in _mount_problems(each))
+
+
+def _mount_problems(each: Filesystem) -> Iterator[str]:
+    if each.type is FilesystemType.SWAP and each.mountpoint is not None:
+        yield "mountpoint: swap is not mounted"
+    if each.type is not FilesystemType.SWAP and not (each.mountpoint or "").startswith("/"):
+        yield f"mountpoint: {each.type} needs one that starts with /"
+    if each.type is not FilesystemType.BTRFS and (each.subvolume or each.mirror):
+        yield f"type: {each.type} has neither subvolumes nor a mirror of its own"
 
 
 def _boot_problems(machine: Machine) -> Iterator[str]:
@@ -182,7 +206,7 @@ def _boot_problems(machine: Machine) -> Iterator[str]:
         esp = [each for each in machine.filesystem if each.mountpoint == "/boot/efi"]
         if not esp or esp[0].type is not FilesystemType.VFAT:
             yield 'filesystem: UEFI firmware needs a vfat at "/boot/efi"'
-    elif machine.disk and machine.disk[0].table is not TableKind.MBR:
+    elif machine.disk and machine.disk[0].table is TableKind.GPT:
         types = [partition.type for partition in machine.disk[0].partition]
         if types.count(PartitionType.BIOS_BOOT) != 1:
             yield "disk[0].partition: GRUB for BIOS needs an MBR, or one bios-boot partition"

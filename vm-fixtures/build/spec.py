@@ -1,9 +1,10 @@
 """What a fixture machine is, as frozen values; `machine_file` reads them from TOML.
 
-A filesystem names the block device it lies on as `DISK/PARTITION`. Shapes to come (LVM, md,
-LUKS) declare devices of their own, and filesystems name them in the same way.
+What lies on something names it: a partition as `DISK/PARTITION`, a whole disk, an md array or an opened LUKS
+container by its name, a logical volume as `GROUP/VOLUME`.
 """
 
+from collections.abc import Iterator
 from enum import StrEnum
 
 import msgspec
@@ -30,6 +31,7 @@ class TableKind(StrEnum):
 
     GPT = "gpt"
     MBR = "mbr"
+    NONE = "none"  # the disk itself is the device
 
 
 class PartitionType(StrEnum):
@@ -39,13 +41,19 @@ class PartitionType(StrEnum):
     ESP = "esp"
     EXTENDED = "extended"
     LINUX = "linux"
+    LVM = "lvm"
+    RAID = "raid"
     SWAP = "swap"
+    WINDOWS = "windows"  # basic data: NTFS, exFAT
 
 
 class FilesystemType(StrEnum):
     """What a filesystem is made with."""
 
+    BTRFS = "btrfs"
+    EXFAT = "exfat"
     EXT4 = "ext4"
+    NTFS = "ntfs"
     SWAP = "swap"
     VFAT = "vfat"
     XFS = "xfs"
@@ -59,8 +67,24 @@ class LayoutOrder(StrEnum):
     FILE = "file"  # every file for itself, shuffled: far from its neighbours on any real machine
 
 
+class VolumeType(StrEnum):
+    """How a logical volume lies on its group's physical volumes."""
+
+    LINEAR = "linear"
+    STRIPED = "striped"  # over two
+    RAID1 = "raid1"  # on two
+    RAID5 = "raid5"  # over three
+    THIN_POOL = "thin-pool"
+    THIN = "thin"  # in the pool before it
+
+
 class Size(int):
     """Bytes, written in TOML as `"256MiB"`."""
+
+
+def encode(value: msgspec.Struct) -> bytes:
+    """Return any of these values as JSON; sizes are numbers of bytes."""
+    return msgspec.json.encode(value, enc_hook=int)
 
 
 class System(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -107,10 +131,14 @@ class Life(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         seed: decides all content.
         size: of the files that are kept, about.
+        also: mountpoints of data filesystems that receive plain files, too.
+        midway: commands that run when half of it is written, such as for a snapshot.
     """
 
     seed: int
     size: Size
+    also: tuple[str, ...] = ()
+    midway: tuple[tuple[str, ...], ...] = ()
 
 
 class Partition(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -144,6 +172,7 @@ class Disk(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         table: kind of the partition table.
         table_id: GPT disk GUID, or the MBR disk signature as eight hex digits.
         partition: in the order of their numbers.
+        sector: bytes of a logical sector.
     """
 
     name: str
@@ -151,20 +180,87 @@ class Disk(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     bus: Bus
     serial: str
     table: TableKind
-    table_id: str
-    partition: tuple[Partition, ...]
+    table_id: str = ""
+    partition: tuple[Partition, ...] = ()
+    sector: int = 512
+
+
+class Md(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A software RAID.
+
+    Attributes:
+        name: of the device.
+        level: 0, 1, 5, 6 or 10.
+        metadata: version of the superblock: "0.90", "1.0", "1.1" or "1.2".
+        uuid: as mdadm writes it, four groups of eight digits.
+        members: devices.
+        bitmap: it keeps a write-intent bitmap.
+    """
+
+    name: str
+    level: int
+    metadata: str
+    uuid: str
+    members: tuple[str, ...]
+    bitmap: bool = False
+
+
+class Luks(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A LUKS container. It opens by a passphrase, "fixture", and by a key file in the initramfs.
+
+    Attributes:
+        name: of the opened device.
+        on: device.
+        version: 1 or 2.
+        uuid: of its header.
+    """
+
+    name: str
+    on: str
+    version: int
+    uuid: str
+
+
+class LogicalVolume(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A logical volume of LVM.
+
+    Attributes:
+        name: in its group.
+        size: of what it offers; a thin one may be larger than its pool.
+        type: how it lies.
+    """
+
+    name: str
+    size: Size
+    type: VolumeType = VolumeType.LINEAR
+
+
+class VolumeGroup(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A volume group of LVM; LVM chooses its UUIDs.
+
+    Attributes:
+        name: of the group.
+        on: devices that become its physical volumes.
+        volume: in the order they are made.
+    """
+
+    name: str
+    on: tuple[str, ...]
+    volume: tuple[LogicalVolume, ...]
 
 
 class Filesystem(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A filesystem or swap area.
 
     Attributes:
-        on: the device, as `DISK/PARTITION`.
+        on: the device; several filesystems of this list may be subvolumes of one btrfs.
         type: what it is made with.
         uuid: as blkid writes it.
         label: or None.
         mountpoint: None for swap.
         options: for /etc/fstab.
+        subvolume: of a btrfs; None for its top.
+        mirror: the second device of a btrfs that keeps everything twice.
     """
 
     on: str
@@ -173,6 +269,8 @@ class Filesystem(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     label: str | None = None
     mountpoint: str | None = None
     options: str = "defaults"
+    subvolume: str | None = None
+    mirror: str | None = None
 
 
 class Machine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -191,6 +289,9 @@ class Machine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         disk: its disks.
         filesystem: what lies on them.
         layout: where files lie on the disk.
+        md: arrays.
+        luks: containers.
+        group: volume groups.
     """
 
     description: str
@@ -205,13 +306,57 @@ class Machine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     disk: tuple[Disk, ...]
     filesystem: tuple[Filesystem, ...]
     layout: Layout = Layout()
+    md: tuple[Md, ...] = ()
+    luks: tuple[Luks, ...] = ()
+    group: tuple[VolumeGroup, ...] = ()
+
+    @property
+    def is_layered(self) -> bool:
+        """Whether something lies between its partitions and its filesystems."""
+        return bool(self.md or self.luks or self.group)
+
+    @property
+    def needs_kernel(self) -> bool:
+        """Whether its disks can't be put together without a kernel that knows all of it."""
+        foreign = {FilesystemType.BTRFS, FilesystemType.EXFAT, FilesystemType.NTFS}
+        return (
+            self.is_layered
+            or any(disk.table is TableKind.NONE or disk.sector != 512 for disk in self.disk)
+            or any(each.type in foreign for each in self.filesystem)
+        )
+
+    def devices(self) -> Iterator[str]:
+        """Yield the name of everything that something else can lie on."""
+        for disk in self.disk:
+            if disk.table is TableKind.NONE:
+                yield disk.name
+            for partition in disk.partition:
+                if partition.type not in {PartitionType.EXTENDED, PartitionType.BIOS_BOOT}:
+                    yield f"{disk.name}/{partition.name}"
+        yield from (each.name for each in (*self.md, *self.luks))
+        for group in self.group:
+            for volume in group.volume:
+                if volume.type is not VolumeType.THIN_POOL:
+                    yield f"{group.name}/{volume.name}"
 
     def boot_folder(self) -> tuple[Filesystem, str]:
         """Return the filesystem that kernels lie on, and where on it /boot is."""
         try:
-            return self.at("/boot"), ""
+            filesystem, folder = self.at("/boot"), ""
         except KeyError:
-            return self.at("/"), "/boot"
+            filesystem, folder = self.at("/"), "/boot"
+        return filesystem, f"/{filesystem.subvolume}{folder}" if filesystem.subvolume else folder
+
+    def root_device(self) -> str:
+        """Return what the kernel's command line calls the root, as Debian's installer would.
+
+        The initramfs finds logical volumes by their names alone.
+        """
+        root = self.at("/")
+        for group in self.group:
+            if root.on.startswith(f"{group.name}/"):
+                return f"/dev/mapper/{root.on.replace('/', '-')}"
+        return f"UUID={root.uuid}"
 
     def at(self, mountpoint: str) -> Filesystem:
         """Return the filesystem that is mounted at `mountpoint`.

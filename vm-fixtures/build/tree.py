@@ -1,25 +1,24 @@
 """The files of one machine: Debian's from the archive, and what makes it this machine."""
 
+import secrets
 import shutil
 from pathlib import Path
 from typing import Final
 
-import msgspec
-
 from imager import process
 from imager.errors import ConfigError
-from spec import Loader, Machine
+from spec import Loader, Machine, encode
 from template import render
 
 GUEST: Final = Path(__file__).parent / "guest"
 
-_SCRIPTS: Final = ("facts.py", "file_tree.py", "life.py", "volatile.txt")
+_SCRIPTS: Final = ("facts.py", "file_tree.py", "layers.py", "life.py", "volatile.txt")
 _UNITS: Final = ("fixture-facts.service", "fixture-life.service")
 
 
 def guest_files() -> list[Path]:
     """Return the files of this program that run in the guest."""
-    return [GUEST / name for name in (*_SCRIPTS, *_UNITS)]
+    return [GUEST / name for name in (*_SCRIPTS, *_UNITS, "forge.py")]
 
 
 def unpack(archive: Path, tree: Path) -> None:
@@ -49,6 +48,11 @@ def personalise(machine: Machine, tree: Path) -> None:
         if each.mountpoint is not None:
             (tree / each.mountpoint.lstrip("/")).mkdir(parents=True, exist_ok=True)
     _kernel(machine, tree)
+    if machine.is_layered:
+        # No search for a swap that is not there yet; and no long compression where nothing helps.
+        _write(etc / "initramfs-tools/conf.d/fixture", "RESUME=none\nCOMPRESSLEVEL=1\n")
+    if machine.luks:
+        _keys(machine, tree)
     if machine.boot.loader is Loader.GRUB_PC:
         shutil.copytree(tree / "usr/lib/grub/i386-pc", tree / "boot/grub/i386-pc")
     else:
@@ -66,8 +70,7 @@ def _services(machine: Machine, tree: Path) -> None:
     library = tree / "usr/local/lib/fixture"
     for name in _SCRIPTS:
         _write(library / name, (GUEST / name).read_text())
-    life = {"seed": machine.life.seed, "size": int(machine.life.size)}
-    _write(library / "life.json", msgspec.json.encode(life).decode() + "\n")
+    _write(library / "life.json", encode(machine.life).decode() + "\n")
     (tree / "var/lib/fixture").mkdir(parents=True)
     units = tree / "etc/systemd/system"
     wanted = units / "multi-user.target.wants"
@@ -82,6 +85,17 @@ def _services(machine: Machine, tree: Path) -> None:
     (units / "default.target").symlink_to("/lib/systemd/system/multi-user.target")
 
 
+def _keys(machine: Machine, tree: Path) -> None:
+    """Let containers open without a person: by a key file, which goes into the initramfs."""
+    _write(tree / "etc/crypttab", render("crypttab", containers=machine.luks))
+    _write(tree / "etc/cryptsetup-initramfs/conf-hook", "KEYFILE_PATTERN=/etc/keys/*.key\n")
+    _write(tree / "etc/initramfs-tools/conf.d/umask", "UMASK=0077\n")
+    key = tree / "etc/keys/fixture.key"
+    key.parent.mkdir(mode=0o700)
+    key.write_bytes(secrets.token_bytes(64))
+    key.chmod(0o400)
+
+
 def _kernel(machine: Machine, tree: Path) -> None:
     kernels = sorted((tree / "boot").glob("vmlinuz-*"))
     if len(kernels) != 1:
@@ -94,7 +108,8 @@ def _kernel(machine: Machine, tree: Path) -> None:
     text = render(
         "grub.cfg",
         boot_uuid=boot.uuid,
-        root_uuid=machine.at("/").uuid,
+        root=machine.root_device(),
+        subvolume=machine.at("/").subvolume,
         kernel=f"{folder}/vmlinuz-{version}",
         initrd=f"{folder}/initrd.img-{version}",
         options=machine.boot.options,

@@ -35,7 +35,7 @@ def test_it_wants_one_machine_or_fixtures(
 ) -> None:
     code, text = _fails(capsys, *words)
     assert code == 2
-    assert "either REPO and IMAGE, or --fixture" in text
+    assert "REPO and IMAGE, or --fixture" in text
 
 
 def test_a_store_without_a_key_for_the_guest_is_refused_first(

@@ -44,9 +44,9 @@ def test_copies_are_equal_sparse_and_private(tmp_path: Path) -> None:
     with disk.open("wb") as file:
         file.write(b"data" * 1024)
         file.truncate(32 << 20)
-    given = fixture.FixtureDisk(disk, 32 << 20, "S1", fixture.Bus.VIRTIO)
+    given = fixture.FixtureDisk(disk, 32 << 20, "S1", fixture.Bus.VIRTIO, 512)
     (tmp_path / "work").mkdir()
-    [copy] = fixture.copy_disks([given], tmp_path / "work")
+    [copy] = fixture.copy_disks([given], tmp_path / "work", "machine")
     assert copy.read_bytes() == disk.read_bytes()
     assert copy.stat().st_blocks * 512 < 1 << 20
     assert copy.stat().st_mode & 0o777 == 0o600
@@ -69,7 +69,7 @@ def test_a_builder_s_description_is_read(tmp_path: Path, monkeypatch: pytest.Mon
         "uuid": "5b0e6c1a-93d7-4a52-8c1e-0f4a6d2b7e10",
         "firmware": "uefi",
         "memory_mib": 1024,
-        "disks": [{"path": "/d.img", "size": 1, "serial": "S", "bus": "nvme"}],
+        "disks": [{"path": "/d.img", "size": 1, "serial": "S", "bus": "nvme", "sector": 512}],
         "facts": str(tmp_path / "facts.json"),
         "manifest": str(tmp_path / "manifest.json"),
         "steps": [{"name": "debian", "seconds": 1.5}],

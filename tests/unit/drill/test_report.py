@@ -1,5 +1,6 @@
 import json
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from pathlib import Path
 
 from restore.drill import report
@@ -40,14 +41,23 @@ BAD = Result(
 
 
 def _cells(results: list[Result]) -> dict[str, list[str]]:
-    _, rows = report.table(results)
+    _, rows = report.tables(results)[0]
     return {row[0]: row[1:] for row in rows}
 
 
 def test_one_column_for_each_drill() -> None:
-    columns, rows = report.table([GOOD, BAD])
+    columns, rows = report.tables([GOOD, BAD])[0]
     assert columns == ["", ">ward (uefi, cd)", "><lab> (bios, usb)"]
     assert all(len(row) == 3 for row in rows)
+
+
+def test_of_many_drills_there_is_one_row_for_each() -> None:
+    varied = replace(GOOD, variation="larger")
+    assert len(report.tables([GOOD])) == 1
+    [(columns, rows)] = report.tables([GOOD, varied, BAD, GOOD])
+    assert [len(row) for row in rows] == [len(columns)] * 4
+    assert rows[1][:5] == ["ward", "uefi", "cd", "larger", "came back"]
+    assert varied.title == "ward (uefi, cd, larger)"
 
 
 def test_steps_of_one_name_are_added_up_and_missing_ones_are_a_dash() -> None:

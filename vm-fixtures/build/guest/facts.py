@@ -25,6 +25,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import layers
 from file_tree import Tree, abridged, digest
 
 HERE = Path(__file__).parent
@@ -52,10 +53,13 @@ def block_devices() -> Json:
     devices: Json = {}
     for disk in disks():
         whole = probe(disk.name)
-        name = whole.get("PTUUID") or whole.get("UUID") or "blank"
+        # Members of an array or a btrfs have one UUID together, and each one of its own.
+        name = whole.get("PTUUID") or whole.get("UUID_SUB") or whole.get("UUID") or "blank"
         devices[name] = whole
         for number, part in partitions(disk).items():
             devices[f"{name}/{number}"] = probe(part)
+    for name, device in layers.virtual_devices().items():
+        devices[name] = probe(device)
     for found in devices.values():
         found.pop("DEVNAME", None)
         found.pop("PART_ENTRY_DISK", None)  # major and minor of the disk
@@ -71,6 +75,12 @@ def disks() -> list[Path]:
 def partitions(disk: Path) -> dict[int, str]:
     """Return the kernel's names of the partitions of a disk by their numbers."""
     return {int(path.read_text()): path.parent.name for path in disk.glob("*/partition")}
+
+
+def containers() -> list[str]:
+    """Return the kernel's names of all LUKS containers."""
+    names = [path.name for path in sorted(Path("/sys/class/block").iterdir())]
+    return [name for name in names if probe(name).get("TYPE") == "crypto_LUKS"]
 
 
 def probe(name: str) -> dict[str, str]:
@@ -187,7 +197,8 @@ def collect() -> tuple[Json, Json]:
     manifest: Json = {}
     skip = volatile()
     for mountpoint in sorted(mounted):
-        tree = Tree(mountpoint, skip)
+        # What is mounted itself counts where it is mounted, also when it is a subvolume.
+        tree = Tree(mountpoint, skip | {each for each in mounted if each != mountpoint})
         tree.hash()
         files[mountpoint] = tree.facts()
         manifest[mountpoint] = {path: abridged(each) for path, each in tree.digests.items()}
@@ -200,6 +211,10 @@ def collect() -> tuple[Json, Json]:
         "boot_entries": boot_entries(),
         "partition_tables": partition_tables(),
         "block_devices": block_devices(),
+        "arrays": layers.arrays(),
+        "containers": layers.luks(containers()),
+        "lvm": layers.lvm(),
+        "btrfs": layers.btrfs([m for m in sorted(mounted) if mounted[m]["type"] == "btrfs"]),
         "mounts": mounted,
         "swaps": swaps(),
         "packages": packages(),

@@ -14,6 +14,7 @@ from typing import Any
 
 WORKERS = os.cpu_count() or 1
 BLOCK = 1 << 18
+SUBVOLUME = 256  # inode of the top of every btrfs subvolume, which has a device number of its own
 
 FS_IOC_GETFLAGS = 0x80086601
 # Flags a person sets (immutable, append-only, no dump, no atime); the others are ext4's own.
@@ -53,7 +54,7 @@ class Tree:
             with os.scandir(path) as entries:
                 for entry in entries:
                     found = entry.stat(follow_symlinks=False)
-                    if found.st_dev != self.device:
+                    if found.st_dev != self.device and found.st_ino != SUBVOLUME:
                         continue
                     if stat.S_ISDIR(found.st_mode):
                         waiting.append(entry.path)

@@ -71,9 +71,11 @@ def run(*argv: str | Path) -> None:
 class Life:
     """Everything that is written, from one seeded source of chance."""
 
-    def __init__(self, seed: int, size: int) -> None:
+    def __init__(self, seed: int, size: int, also: list[str], midway: list[list[str]]) -> None:
         self.chance = random.Random(seed)  # noqa: S311 - repeatable on purpose
         self.size = size
+        self.also = also
+        self.midway = midway
 
     def content(self, size: int) -> bytes:
         """Return text that compresses, or bytes that do not."""
@@ -255,19 +257,22 @@ class Life:
 
 
 def boot_entry() -> None:
-    """Tell the UEFI firmware to start Debian's shim, as an installer does."""
+    """Tell the UEFI firmware to start Debian's shim, as an installer does; from each disk it is on."""
     source = next(
         line.split()[0]
         for line in Path("/proc/self/mounts").read_text().splitlines()
         if line.split()[1] == str(ESP)
     )
-    partition = Path("/sys/class/block") / Path(source).name
-    run(
-        *("/usr/bin/efibootmgr", "--quiet", "--create"),
-        *("--disk", Path("/dev") / partition.resolve().parent.name),
-        *("--part", (partition / "partition").read_text().strip()),
-        *("--label", "debian", "--loader", r"\EFI\debian\shimx64.efi"),
-    )
+    device = Path("/sys/class/block") / Path(source).resolve().name
+    partitions = sorted((device / "slaves").iterdir()) if (device / "md").exists() else [device]
+    for number, partition in enumerate(partitions, 1):
+        run(
+            *("/usr/bin/efibootmgr", "--quiet", "--create"),
+            *("--disk", Path("/dev") / partition.resolve().parent.name),
+            *("--part", (partition / "partition").read_text().strip()),
+            *("--label", "debian" if number == 1 else f"debian {number}"),
+            *("--loader", r"\EFI\debian\shimx64.efi"),
+        )
 
 
 def main() -> None:
@@ -275,8 +280,13 @@ def main() -> None:
     LIVING.touch()
     life = Life(**json.loads((HERE / "life.json").read_text()))
     root = Path("/srv/ward")
-    root.mkdir(parents=True)
+    root.mkdir(parents=True, exist_ok=True)
     files = life.files(root / "records")
+    for mountpoint in life.also:
+        life.files(Path(mountpoint) / "records")
+    for command in life.midway:
+        os.sync()
+        run(*command)
     life.homes()
     life.files(Path("/home/archive"))
     life.names(root)

@@ -1,0 +1,85 @@
+"""Many drills: which shapes of machine, and in what the new one differs each time.
+
+[[drill]]
+machine = "uefi-ext4"
+variations = ["same", "larger"]
+firmware = "secureboot"       # where it is not the machine's own
+medium = "usb"                # where it is not a CD
+"""
+
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import msgspec
+
+from imager.errors import ConfigError
+from restore.drill import run
+from restore.drill.bring_back import Settings
+from restore.drill.report import Result
+from restore.drill.scenario import Medium
+from restore.drill.variation import Variation
+from restore.drill.vm_spec import Firmware
+
+
+class _Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    machine: str
+    variations: tuple[Variation, ...] = (Variation.SAME,)
+    firmware: Firmware | None = None
+    medium: Medium | None = None
+
+
+class _Matrix(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    drill: tuple[_Row, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One drill of many.
+
+    Attributes:
+        machine: name of the fixture.
+        variation: in what the new machine differs.
+        firmware: None for what is chosen for all.
+        medium: None for what is chosen for all.
+    """
+
+    machine: str
+    variation: Variation
+    firmware: Firmware | None = None
+    medium: Medium | None = None
+
+    def drill(self, choices: run.Choices, settings: Settings) -> Result:
+        """Run it; see `run.drill_fixture`."""
+        mine = replace(
+            choices,
+            variation=self.variation,
+            firmware=self.firmware or choices.firmware,
+            medium=self.medium or choices.medium,
+        )
+        return run.drill_fixture(self.machine, mine, settings)
+
+
+def cross(machines: Sequence[str], variations: Sequence[str]) -> tuple[Cell, ...]:
+    """Return each machine with each variation."""
+    return tuple(
+        Cell(machine, Variation(variation)) for machine in machines for variation in variations
+    )
+
+
+def read_matrix(path: Path) -> tuple[Cell, ...]:
+    """Return the drills that a file names, in its order.
+
+    Raises:
+        ConfigError: it is no such file; the message says where.
+    """
+    try:
+        rows = msgspec.convert(tomllib.loads(path.read_text()), _Matrix).drill
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+        raise ConfigError(f"{path} names no drills: {error}") from error
+    return tuple(
+        Cell(row.machine, variation, row.firmware, row.medium)
+        for row in rows
+        for variation in row.variations
+    )

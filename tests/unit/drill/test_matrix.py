@@ -1,0 +1,48 @@
+from pathlib import Path
+
+import pytest
+
+from imager.errors import ConfigError
+from restore.drill.fixture import checkout
+from restore.drill.matrix import Cell, cross, read_matrix
+from restore.drill.scenario import Medium
+from restore.drill.variation import Variation
+from restore.drill.vm_spec import Firmware
+
+
+def test_a_row_is_a_drill_for_each_of_its_variations(tmp_path: Path) -> None:
+    path = tmp_path / "matrix.toml"
+    path.write_text(
+        '[[drill]]\nmachine = "a"\n'
+        '[[drill]]\nmachine = "b"\nvariations = ["same", "larger"]\n'
+        'firmware = "secureboot"\nmedium = "usb"\n'
+    )
+    assert read_matrix(path) == (
+        Cell("a", Variation.SAME),
+        Cell("b", Variation.SAME, Firmware.SECUREBOOT, Medium.USB),
+        Cell("b", Variation.LARGER, Firmware.SECUREBOOT, Medium.USB),
+    )
+
+
+@pytest.mark.parametrize(
+    "text", ["[[drill]]", '[[drill]]\nmachine = "a"\nvariations = ["odd"]', "["]
+)
+def test_a_file_that_names_no_drills_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "matrix.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match="names no drills"):
+        read_matrix(path)
+
+
+def test_every_machine_is_in_the_matrix() -> None:
+    fixtures = checkout() / "vm-fixtures"
+    drilled = {cell.machine for cell in read_matrix(fixtures / "matrix.toml")}
+    built = {path.stem for path in (fixtures / "machines").glob("*.toml")}
+    assert drilled == built - {"bios-ext4-reordered"}  # which is there for deduplication
+
+
+def test_machines_and_variations_are_crossed() -> None:
+    assert cross(["a", "b"], ["same", "larger"])[1:3] == (
+        Cell("a", Variation.LARGER),
+        Cell("b", Variation.SAME),
+    )
