@@ -4,8 +4,9 @@ import contextlib
 import hashlib
 import os
 import re
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -28,6 +29,7 @@ _SLOWEST_RESTORE: Final = 1 * MIB  # bytes a second
 _PROOF_LIMIT: Final = 900.0
 
 _WORTH_A_LINE: Final = 1.0  # seconds
+_LOOK: Final = 0.05  # seconds between two looks at the disks
 _FOREIGN: Final = 64 * KIB
 
 
@@ -81,6 +83,7 @@ class Verdict:
         rto: seconds from power-on of the rescue to the proof; None without one.
         facts: how many were compared.
         differences: among them.
+        plan: of the restore, line by line.
     """
 
     text: str
@@ -88,6 +91,7 @@ class Verdict:
     rto: float | None
     facts: int = 0
     differences: tuple[evidence.Difference, ...] = ()
+    plan: tuple[str, ...] = ()
 
 
 class Drill:
@@ -132,8 +136,8 @@ class Drill:
             return self._refuse(order, way, expects.refusal)
         left_alone = [self._places.stale] if self._scenario.stale is not None else []
         with _untouched(left_alone):
-            self._rescue(order, way, power_on)
-        return self._prove(before, power_on, expects)
+            plan = self._rescue(order, way, power_on)
+        return replace(self._prove(before, power_on, expects), plan=plan)
 
     def _refuse(self, order: Order, way: Reach, refusal: str) -> Verdict:
         """Let the restore refuse, and make sure that it wrote nothing."""
@@ -149,9 +153,13 @@ class Drill:
             return Verdict(f"{error.message}; no disk was touched", Outcome.REFUSED, None)
         raise DrillError(f"the restore did what it must refuse ({refusal})")
 
-    def _rescue(self, order: Order, way: Reach, power_on: float) -> None:
+    def _rescue(self, order: Order, way: Reach, power_on: float) -> tuple[str, ...]:
+        """Restore, and return the plan."""
         spec = self._scenario.rescue(self._places, order.iso, way)
         limit = _RESCUE_LIMIT + order.used_bytes / _SLOWEST_RESTORE
+        for share in self._scenario.cuts:
+            with self._steps.step(f"power cut at {share:.0%}", part_of_rto=True):
+                self._cut(spec, int(share * order.used_bytes), limit)
         with self._steps.step("rescue", part_of_rto=True, keep=False):
             with self._machine(spec, "rescue") as vm:
                 reason = vm.wait_exit(limit)
@@ -167,6 +175,21 @@ class Drill:
             self._add(f"rescue: {name}", at, seconds, size)
             at += seconds
         self._add("rescue: power-off", reported, off - reported)
+        return done.plan
+
+    def _cut(self, spec: VmSpec, written: int, limit: float) -> None:
+        """Start the rescue, and cut the power when so many bytes are on the disks.
+
+        Raises:
+            DrillError: it ended before that, or takes too long.
+        """
+        disks = [self._places.disk(index) for index in range(len(self._scenario.disks))]
+        with self._machine(spec, "rescue") as vm:
+            deadline = time.monotonic() + limit
+            while sum(disk.stat().st_blocks * 512 for disk in disks) < written:
+                if not vm.running or time.monotonic() > deadline:
+                    raise vm.error(f"{written} bytes were not written before it ended")
+                time.sleep(_LOOK)  # a file that grows makes no event
 
     def _add(self, name: str, start: float, seconds: float, size: int = 0) -> None:
         self._steps.add(Step(name, start, seconds, size or None, part_of_rto=True))

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import msgspec
 
@@ -49,7 +49,7 @@ class RescueReport(msgspec.Struct, frozen=True):
     outcome: Literal["restored", "failed"]
     error: RescueError | None
     steps: tuple[RescueStep, ...]
-    plan: tuple[Any, ...]
+    plan: tuple[str, ...]
 
 
 def place_order(folder: Path, way: Reach, image: str, recovery_key: Path, secret: str) -> None:

@@ -55,6 +55,7 @@ class Result:
         medium_bytes: size of the rescue medium, or None.
         facts: how many were compared.
         differences: facts that are not what they were.
+        plan: of the restore, line by line.
         kept: folder with consoles, pictures and logs, or None.
     """
 
@@ -72,6 +73,7 @@ class Result:
     medium_bytes: int | None = None
     facts: int = 0
     differences: tuple[Difference, ...] = ()
+    plan: tuple[str, ...] = ()
     kept: Path | None = None
 
     @property

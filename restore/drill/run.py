@@ -29,7 +29,7 @@ from restore.drill.bring_back import Drill, Order, Settings, Verdict
 from restore.drill.report import Outcome, Result
 from restore.drill.scenario import BlankDisk, Medium, Places, Scenario
 from restore.drill.steps import Steps
-from restore.drill.variation import Variation, expectation, vary
+from restore.drill.variation import Variation, cuts, expectation, vary
 from restore.drill.vm_spec import Firmware
 
 _MEMORY_MIB: Final = 2048  # of a restored machine when nobody says
@@ -169,6 +169,7 @@ def drill_fixture(name: str, choices: Choices, settings: Settings) -> Result:
             uuid=built.uuid,
             reversed=choices.variation is Variation.REVERSED,
             stale=stale,
+            cuts=cuts(name) if choices.variation is Variation.POWER_CUTS else (),
         )
         iso = _medium(choices, places, steps, sheet)
         order, expects = _order(subject, iso), expectation(choices.variation)
@@ -293,6 +294,7 @@ def _conduct(
             rto=verdict.rto,
             facts=verdict.facts,
             differences=verdict.differences,
+            plan=verdict.plan,
         )
     sheet.note(steps=steps.done)
     return _clean(places, sheet, settings)

@@ -112,6 +112,7 @@ class Scenario:
             card on a network that leads nowhere.
         reversed: disks are attached in reverse order.
         stale: an old disk that is attached during the rescue as well, or None.
+        cuts: the power fails when these shares of the content are written, one after the other.
     """
 
     name: str
@@ -123,6 +124,7 @@ class Scenario:
     ports: tuple[int, ...] = ()
     reversed: bool = False
     stale: BlankDisk | None = None
+    cuts: tuple[float, ...] = ()
 
     def rescue(self, places: Places, iso: Path, way: Reach) -> VmSpec:
         """Return the machine that starts the medium with blank disks and a way to the repository."""

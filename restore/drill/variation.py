@@ -5,6 +5,7 @@ meets on the worst day: another controller, disks in other slots, disks of anoth
 of the same machine that was left plugged in.
 """
 
+import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -36,6 +37,7 @@ class Variation(StrEnum):
     LARGER = "larger"  # every disk has a tenth more
     SMALLER = "smaller"  # every disk has a fifth less: refused
     STALE_DISK = "stale-disk"  # an old copy of a disk of this machine is attached, too
+    POWER_CUTS = "power-cuts"  # the power fails again and again while the disks are written
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,12 @@ def vary(disks: Sequence[BlankDisk], variation: Variation) -> tuple[BlankDisk, .
             return tuple(replace(disk, size=_scaled(disk.size, _SMALLER)) for disk in disks)
         case _:
             return tuple(disks)
+
+
+def cuts(name: str, number: int = 10) -> tuple[float, ...]:
+    """Return when the power fails: shares of what is to be written, rising; the same for a name."""
+    chance = random.Random(name)  # noqa: S311  repeatable on purpose
+    return tuple(sorted(chance.uniform(0.02, 0.95) for _ in range(number)))
 
 
 def _scaled(size: int, factor: float) -> int:

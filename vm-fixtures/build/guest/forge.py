@@ -35,7 +35,7 @@ def run(*argv: str | Path, stdin: bytes | None = None) -> str:
 
 def settle() -> None:
     """Wait until udev has made the nodes of all devices."""
-    run("udevadm", "settle", "--timeout=60")
+    run("udevadm", "settle", "--timeout=900")
 
 
 class Forge:
@@ -238,7 +238,7 @@ def main() -> None:
     for place in (SOURCE, TARGET, TOP):
         place.mkdir(parents=True, exist_ok=True)
     run("/lib/systemd/systemd-udevd", "--daemon")
-    run("udevadm", "trigger", "--action=add")
+    run("udevadm", "trigger", "--action=add", "--subsystem-match=block")
     settle()
     forge = Forge(json.loads((HERE / "machine.json").read_text()))
     forge.find_disks()
