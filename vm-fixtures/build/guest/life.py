@@ -139,7 +139,7 @@ class Life:
         """Write hard links, symbolic links of all sorts, and what is no file at all."""
         (root / "hard").mkdir()
         (root / "soft").mkdir()
-        for number, path in enumerate(self.chance.sample(files, 20)):
+        for number, path in enumerate(self.chance.sample(files, min(20, len(files)))):
             for copy in range(1 + number % 3):
                 (root / "hard" / f"{path.name}-{copy}").hardlink_to(path)
             (root / "soft" / path.name).symlink_to(os.path.relpath(path, root / "soft"))
@@ -155,7 +155,7 @@ class Life:
 
     def metadata(self, root: Path, files: list[Path]) -> None:
         """Set owners, modes, times, attributes, ACLs, capabilities and flags."""
-        for path in self.chance.sample(files, 60):
+        for path in self.chance.sample(files, min(60, len(files))):
             os.chown(path, self.chance.randrange(70000), self.chance.randrange(70000))
             path.chmod(self.chance.randrange(0o10000))
             moment = self.chance.randrange(-(10**18), 9 * 10**18)  # 1938 to 2255
