@@ -5,7 +5,7 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -31,6 +31,9 @@ _PROOF_LIMIT: Final = 900.0
 _WORTH_A_LINE: Final = 1.0  # seconds
 _LOOK: Final = 0.05  # seconds between two looks at the disks
 _FOREIGN: Final = 64 * KIB
+
+
+Compare = Callable[[Sequence[Path]], tuple[evidence.Difference, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,15 +105,23 @@ class Drill:
         settings: how.
         places: where.
         steps: records them; may hold steps that were done before.
+        compare: compares the restored disks with the captured ones before the first start; None
+            where these are not at hand.
     """
 
     def __init__(
-        self, scenario: Scenario, settings: Settings, places: Places, steps: Steps
+        self,
+        scenario: Scenario,
+        settings: Settings,
+        places: Places,
+        steps: Steps,
+        compare: Compare | None = None,
     ) -> None:
         self._scenario = scenario
         self._settings = settings
         self._places = places
         self._steps = steps
+        self._compare = compare
 
     def bring_back(
         self, order: Order, before: evidence.Expected | None, expects: Expectation = AS_IT_WAS
@@ -137,11 +148,23 @@ class Drill:
         left_alone = [self._places.stale] if self._scenario.stale is not None else []
         with _untouched(left_alone):
             plan = self._rescue(order, way, power_on)
-        return replace(self._prove(before, power_on, expects), plan=plan)
+        changed: tuple[evidence.Difference, ...] = ()
+        if self._compare is not None:
+            with self._steps.step("compare the disks, byte by byte"):
+                changed = self._compare(self._disks())
+        verdict = replace(self._prove(before, power_on, expects), plan=plan)
+        if not changed:
+            return verdict
+        text = "the disks do not hold what was captured: every difference is named below"
+        differences = (*changed, *verdict.differences)
+        return replace(verdict, text=text, outcome=Outcome.FAILED, differences=differences)
+
+    def _disks(self) -> list[Path]:
+        return [self._places.disk(index) for index in range(len(self._scenario.disks))]
 
     def _refuse(self, order: Order, way: Reach, refusal: str) -> Verdict:
         """Let the restore refuse, and make sure that it wrote nothing."""
-        disks = [self._places.disk(index) for index in range(len(self._scenario.disks))]
+        disks = self._disks()
         for disk in disks:
             _fill(disk)
         try:
@@ -183,7 +206,7 @@ class Drill:
         Raises:
             DrillError: it ended before that, or takes too long.
         """
-        disks = [self._places.disk(index) for index in range(len(self._scenario.disks))]
+        disks = self._disks()
         with self._machine(spec, "rescue") as vm:
             deadline = time.monotonic() + limit
             while sum(disk.stat().st_blocks * 512 for disk in disks) < written:

@@ -12,6 +12,7 @@ import tempfile
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,11 +23,12 @@ from imager.layout.machine import Machine
 from imager.repository.backend.place import Access, Place
 from imager.repository.keyring import LockedRecoveryKey, check_owner
 from imager.repository.repository import Repository
-from imager.repository.retrieval import Unlocked, open_image
+from imager.repository.retrieval import OpenImage, Unlocked, open_image
 from imager.units import format_size
 from restore.drill import fixture, job, report, scenario
 from restore.drill.bring_back import Drill, Order, Settings, Verdict
 from restore.drill.report import Outcome, Result
+from restore.drill.same_bytes import compare_disks
 from restore.drill.scenario import BlankDisk, Medium, Places, Scenario
 from restore.drill.steps import Steps
 from restore.drill.variation import Variation, cuts, expectation, vary
@@ -85,7 +87,7 @@ class Subject:
     """A saved machine to drill with.
 
     Attributes:
-        machine: its layout.
+        opened: its image.
         repository: where it is.
         image: id.
         used_bytes: of the image.
@@ -94,13 +96,18 @@ class Subject:
         secret: passphrase of the recovery key.
     """
 
-    machine: Machine
+    opened: OpenImage
     repository: Place
     image: str
     used_bytes: int
     stored_bytes: int
     recovery_key: Path
     secret: str
+
+    @property
+    def machine(self) -> Machine:
+        """Its layout."""
+        return self.opened.machine
 
 
 @dataclass(slots=True)
@@ -173,7 +180,14 @@ def drill_fixture(name: str, choices: Choices, settings: Settings) -> Result:
         )
         iso = _medium(choices, places, steps, sheet)
         order, expects = _order(subject, iso), expectation(choices.variation)
-        return Drill(plan, settings, places, steps).bring_back(order, built.expected(), expects)
+        compare = partial(
+            compare_disks,
+            subject.opened,
+            [disk.path for disk in built.disks],
+            tables=expects.may_differ is None,
+        )
+        drill = Drill(plan, settings, places, steps, compare)
+        return drill.bring_back(order, built.expected(), expects)
 
     return _conduct(name, choices, settings, work)
 
@@ -226,7 +240,7 @@ def open_subject(place: Place, reference: str, recovery_key: Path, secret: str) 
     unlocked = Unlocked(repository, locked.unlock(secret))
     image = open_image(repository, reference, unlocked, lambda _: None)
     return Subject(
-        machine=image.machine,
+        opened=image,
         repository=place,
         image=image.image.id,
         used_bytes=image.summary.used_bytes,

@@ -53,6 +53,11 @@ def personalise(machine: Machine, tree: Path) -> None:
         _write(etc / "initramfs-tools/conf.d/fixture", "RESUME=none\nCOMPRESSLEVEL=1\n")
     if machine.luks:
         _keys(machine, tree)
+    if machine.md:
+        _write(etc / "mdadm/mdadm.conf", render("mdadm.conf", arrays=machine.md))
+        # Here and not in the forge: that many small programs take minutes without help of a processor.
+        words = ("update-initramfs", "-u", "-k", "all")
+        process.run("unshare", "--fork", "--pid", "--mount-proc", f"--root={tree}", *words)
     if machine.boot.loader is Loader.GRUB_PC:
         shutil.copytree(tree / "usr/lib/grub/i386-pc", tree / "boot/grub/i386-pc")
     else:

@@ -18,7 +18,6 @@ HERE = Path(__file__).parent
 SOURCE = Path("/run/source")
 TARGET = Path("/run/target")
 TOP = Path("/run/top")
-MDADM_CONF = Path("etc/mdadm/mdadm.conf")
 KEY = Path("/etc/keys/fixture.key")
 PASSPHRASE = b"fixture"
 # Filesystems without owners and modes: files are copied, not cloned.
@@ -204,7 +203,7 @@ class Forge:
         run("mount", *options, self.devices[each["on"]], place)
 
     def finish(self) -> None:
-        """Do what needs the new system's own programs: array names, initramfs, GRUB for BIOS."""
+        """Do what needs the new system's own programs: an initramfs with keys, GRUB for BIOS."""
         for name in ("dev", "proc", "sys", "run"):
             (TARGET / name).mkdir(exist_ok=True)
             if name != "run":
@@ -212,10 +211,8 @@ class Forge:
         run("mount", "-t", "tmpfs", "run", TARGET / "run")
         (TARGET / "run/udev").mkdir()
         run("mount", "--bind", "/run/udev", TARGET / "run/udev")
-        if self.machine["md"]:
-            arrays = run("mdadm", "--detail", "--scan")
-            (TARGET / MDADM_CONF).write_text(f"HOMEHOST <system>\nMAILADDR root\n{arrays}")
-        if self.machine["md"] or self.machine["luks"]:
+        if self.machine["luks"]:
+            # Which modules a container needs is found out from its opened device.
             run("chroot", TARGET, "update-initramfs", "-u", "-k", "all")
         if self.machine["boot"]["loader"] == "grub-pc":
             disk = self.disks[self.machine["disk"][0]["name"]]

@@ -1,0 +1,71 @@
+"""Restored disks beside the disks that were captured: byte by byte, where the image has content.
+
+It comes between the restore and the first start, which writes. What is free has no content, and the
+repository says only which ranges are not: their bytes are read from both disks themselves.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from imager.layout.disk import Volume, VolumeRole
+from imager.units import MIB
+from restore.drill.evidence import Difference
+from restore.runs import Image, each_part
+
+_PIECE: Final = 4 * MIB
+
+
+def compare_disks(
+    image: Image, before: Sequence[Path], after: Sequence[Path], *, tables: bool
+) -> tuple[Difference, ...]:
+    """Return a difference for each volume that is not on a restored disk as it was.
+
+    Args:
+        image: of the machine.
+        before: the captured disks, in the machine's order.
+        after: the restored ones.
+        tables: whether all must be the same, or only partitions and disks without a table.
+    """
+    found = []
+    for disk, old, new in zip(image.machine.disks, before, after, strict=True):
+        with ExitStack() as stack:
+            files = [stack.enter_context(path.open("rb")).fileno() for path in (old, new)]
+            for volume in disk.volumes:
+                is_table = volume.role in {VolumeRole.BOOT_AREA, VolumeRole.GAP}
+                if is_table and not tables:
+                    continue
+                place = next(_differing(files, _ranges(image, volume)), None)
+                if place is not None:
+                    where = f"differs from byte {place} of the disk on"
+                    found.append(Difference(f"bytes / {volume.id}", "as captured", where))
+    return tuple(found)
+
+
+def _ranges(image: Image, volume: Volume) -> Iterator[tuple[int, int]]:
+    """Yield (offset on the disk, length) of all that has content, zeros included."""
+    for runs in each_part(image, volume):
+        rows = [np.stack([runs.data_offsets, runs.data_lengths], axis=1), runs.zeros]
+        for offset, length in np.concatenate(rows).tolist():
+            yield volume.offset + offset, length
+
+
+def _differing(files: Sequence[int], ranges: Iterator[tuple[int, int]]) -> Iterator[int]:
+    """Yield the first byte of each range that is not the same in both files."""
+    for offset, length in ranges:
+        for start in range(offset, offset + length, _PIECE):
+            size = min(_PIECE, offset + length - start)
+            one, other = (os.pread(file, size, start) for file in files)
+            if one != other:
+                yield start + _first(one, other)
+                break
+
+
+def _first(one: bytes, other: bytes) -> int:
+    common = min(len(one), len(other))
+    differs = np.frombuffer(one[:common], np.uint8) != np.frombuffer(other[:common], np.uint8)
+    return int(differs.argmax()) if differs.any() else common
