@@ -26,6 +26,7 @@ from restore.comparison import (
 )
 from restore.device import OpenTarget, make_file
 from restore.plan import Plan
+from restore.recreate.mdraid import relocate_superblock
 from restore.recreate.partition_table import check_table, relocate_backup_gpt, settle
 from restore.runs import Image, Runs
 from restore.steps import (
@@ -40,6 +41,7 @@ from restore.steps import (
     MakeFile,
     Phase,
     RelocateBackupGpt,
+    RelocateMdSuperblock,
     RereadTable,
     SetBootEntries,
     Step,
@@ -247,6 +249,8 @@ class _Run:
                 notes = self._opened[target].discard(offset, length)
             case RelocateBackupGpt(target):
                 relocate_backup_gpt(self._opened[target])
+            case RelocateMdSuperblock(target, _, version):
+                relocate_superblock(self._opened[target], version)
             case RereadTable(target):
                 notes = self._opened[target].reread_table()
             case CheckTable(target, table):

@@ -31,6 +31,7 @@ from restore.steps import (
     MakeFile,
     Phase,
     RelocateBackupGpt,
+    RelocateMdSuperblock,
     RereadTable,
     SetBootEntries,
     Step,
@@ -154,7 +155,7 @@ def make_plan(
         notes=(
             *_delta_notes(targets.values(), wishes),
             *surroundings.twins,
-            *_layer_notes(machine, targets),
+            *(f"{sentence}: it is not in this image." for sentence in machine.layers.lacking()),
             *notes,
         ),
     )
@@ -271,27 +272,6 @@ def _delta_notes(targets: Iterable[Target], wishes: Wishes) -> Iterator[str]:
         yield f"Written whole, since there is nothing to compare yet: {', '.join(new)}."
 
 
-def _layer_notes(machine: Machine, targets: dict[str, Target]) -> Iterator[str]:
-    """Say what of the machine's layers will not be as it was."""
-    for sentence in machine.layers.lacking():
-        yield f"{sentence}: it is not in this image."
-    disks = {disk.id: disk.id for disk in machine.disks}
-    for disk, volume in machine.volumes():
-        if volume.role is VolumeRole.WHOLE_DISK:
-            disks[volume.id] = disk.id
-    for array in machine.layers.md:
-        for member in array.members:
-            if array.version not in AT_END or member.place not in disks:
-                continue
-            target = targets[disks[member.place]]
-            if target.size > target.saved_size:
-                yield (
-                    f"{target.path} is larger than {target.disk}, and {array.title} looks for its "
-                    "superblock at the end of the disk: it will not find it there. Take a disk of "
-                    f"exactly {target.saved_size} bytes, or add this one to the array anew."
-                )
-
-
 def _clean(target: Target, surroundings: Surroundings) -> Iterator[Step]:
     """Make sure that nothing of the old content can be taken for the new machine's.
 
@@ -327,10 +307,30 @@ def _finish_table(disk: Disk, target: Target, layers: Layers) -> Iterator[Step]:
             )
         if larger:
             yield RelocateBackupGpt(target)
+    yield from _finish_member(disk, target, layers)
     if target.kind is TargetKind.DEVICE:
         yield RereadTable(target)
     if disk.table is not None:
         yield CheckTable(target, disk.table)
+
+
+def _finish_member(disk: Disk, target: Target, layers: Layers) -> Iterator[Step]:
+    """Deal with what arrays look for at the end of a whole disk, if the new one ends elsewhere."""
+    if target.size == target.saved_size:
+        return
+    whole = [volume for volume in disk.volumes if volume.role is VolumeRole.WHOLE_DISK]
+    for place in (disk.id, *(volume.id for volume in whole)):
+        array = layers.array_of(place)
+        if array is not None and array.version in AT_END:
+            yield RelocateMdSuperblock(target, array.title, array.version)
+    kinds = (volume.filesystem.type for volume in whole if volume.filesystem is not None)
+    for kind in kinds:
+        if kind.endswith("_raid_member") and kind != "linux_raid_member":
+            raise TargetError(
+                f"{disk.id} belongs to a RAID of its controller or firmware ({kind}), which is "
+                f"looked for at the end of the disk; {target.path} is larger",
+                hint=f"Take a disk of exactly {target.saved_size} bytes; nothing was written.",
+            )
 
 
 def _boot(

@@ -11,6 +11,7 @@ from typing import ClassVar
 
 from imager.layout.disk import VolumeRole
 from imager.layout.firmware import BootEntry
+from imager.layout.mdraid import MdVersion
 from imager.layout.partition_table import PartitionTable
 from imager.units import format_size
 
@@ -310,6 +311,29 @@ class RelocateBackupGpt:
 
 
 @dataclass(frozen=True, slots=True)
+class RelocateMdSuperblock:
+    """Move what md keeps at the end of a disk from the end of the saved size to the disk's.
+
+    Attributes:
+        target: the disk.
+        array: that it is a member of, in words.
+        version: of the metadata.
+    """
+
+    name: ClassVar[str] = "relocate-md-superblock"
+    target: Target
+    array: str
+    version: MdVersion
+
+    def describe(self) -> str:
+        """Say what happens."""
+        return (
+            f"{self.target.path}: move the superblock of {self.array} from the end of the saved size "
+            f"({self.target.saved_size}) to the end of the disk ({self.target.size})"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class RereadTable:
     """Let the kernel read the new partition table."""
 
@@ -442,6 +466,7 @@ Step = (
     | WriteVolume
     | VerifyVolume
     | RelocateBackupGpt
+    | RelocateMdSuperblock
     | RereadTable
     | CheckTable
     | EnsureFallbackLoader

@@ -38,7 +38,9 @@ _DEVICE_AT: Final = 128
 # From 192: time of the update, events, in sync up to, checksum, roles
 _STATE: Final = struct.Struct("<QQQII")
 _STATE_AT: Final = 192
+_OWN_PLACE_AT: Final = 144
 _SUM_AT: Final = 216
+_COUNT_AT: Final = 220
 _ROLES_AT: Final = 256
 _IN_SYNC: Final = (1 << 64) - 1
 _ROLE_STATES: Final = {0xFFFF: MdState.SPARE, 0xFFFE: MdState.FAULTY, 0xFFFD: MdState.JOURNAL}
@@ -117,6 +119,23 @@ def read_superblock(fd: int, offset: int, length: int) -> MdSuperblock | None:
         except StructureError:
             continue
     return max(found, key=lambda superblock: superblock.created, default=None)
+
+
+def with_place(data: bytes, version: MdVersion, place: int) -> bytes:
+    """Return a superblock as it is when it lies at another place, with its checksum.
+
+    Args:
+        data: the superblock, `SUPERBLOCK_SIZE` bytes.
+        version: of the metadata; 0.90 does not say where it lies.
+        place: first byte on the member.
+    """
+    if version is MdVersion.V0_90:
+        return data
+    moved = bytearray(data)
+    struct.pack_into("<Q", moved, _OWN_PLACE_AT, place // _SECTOR)
+    (count,) = struct.unpack_from("<I", moved, _COUNT_AT)
+    struct.pack_into("<I", moved, _SUM_AT, _sum_1(bytes(moved[: _ROLES_AT + 2 * count])))
+    return bytes(moved)
 
 
 def superblock_places(length: int) -> tuple[tuple[MdVersion, int], ...]:

@@ -2,14 +2,23 @@
 
 from dataclasses import replace
 
-from memory_image import MemoryImage
+import pytest
+from memory_image import MemoryImage, image_of
 from test_planner import ENTRY, ESP_UUID, MIB, TABLE, UEFI, image, kinds, plan_for
 
+from imager.errors import TargetError
+from imager.layout.disk import Volume, VolumeRole
+from imager.layout.filesystem import Filesystem
 from imager.layout.layers import Layers
 from imager.layout.lvm import LogicalVolume, PhysicalVolume, VolumeGroup
 from imager.layout.mdraid import MdArray, MdMember, MdState, MdVersion
 from restore.planner import Surroundings, Wishes
-from restore.steps import EnsureFallbackLoader, LogToEsp, RelocateBackupGpt
+from restore.steps import (
+    EnsureFallbackLoader,
+    LogToEsp,
+    RelocateBackupGpt,
+    RelocateMdSuperblock,
+)
 
 
 def member(place: str, number: int) -> MdMember:
@@ -50,13 +59,39 @@ def test_the_table_of_a_mirror_stays_where_it_is() -> None:
     whole = layered(Layers(md=(mirror(member("disk0", 0), member("disk1", 1)),)))
     plan = plan_for(whole, size=80 * MIB)
     assert RelocateBackupGpt.__name__ not in kinds(plan)
-    assert "is larger than disk0, and RAID1 md 'esp'" in words("\n".join(plan.notes))
-    same = plan_for(whole)
-    assert not any("larger" in note for note in same.notes)
+    assert RelocateMdSuperblock.__name__ in kinds(plan)
+    assert "move the superblock of RAID1 md 'esp' (metadata 1.0) from the end" in words(
+        "\n".join(plan.lines())
+    )
+    assert RelocateMdSuperblock.__name__ not in kinds(plan_for(whole))
     on_partition = layered(Layers(md=(mirror(member("disk0/p1", 0)),)))
     plan = plan_for(on_partition, size=80 * MIB)
     assert RelocateBackupGpt.__name__ in kinds(plan)
-    assert not any("larger" in note for note in plan.notes)
+    assert RelocateMdSuperblock.__name__ not in kinds(plan)
+
+
+@pytest.mark.parametrize("version", [MdVersion.V1_1, MdVersion.V1_2])
+def test_a_superblock_at_the_start_stays_there(version: MdVersion) -> None:
+    whole = layered(Layers(md=(mirror(member("disk0", 0), version=version),)))
+    assert RelocateMdSuperblock.__name__ not in kinds(plan_for(whole, size=80 * MIB))
+
+
+def test_a_raid_of_firmware_wants_a_disk_of_its_size() -> None:
+    made = image()
+    (disk,) = made.machine.disks
+    whole = Volume(
+        "disk0/whole",
+        VolumeRole.WHOLE_DISK,
+        0,
+        disk.identity.size,
+        filesystem=Filesystem("isw_raid_member"),
+    )
+    machine = replace(made.machine, disks=(replace(disk, table=None, volumes=(whole,)),))
+    firmware = image_of(machine, {"disk0/whole": [("zero", disk.identity.size)]})
+    plan_for(firmware)
+    with pytest.raises(TargetError, match="isw_raid_member") as caught:
+        plan_for(firmware, size=80 * MIB)
+    assert f"exactly {disk.identity.size} bytes" in caught.value.hint
 
 
 def test_a_log_would_make_a_mirror_differ() -> None:
