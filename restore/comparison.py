@@ -1,7 +1,7 @@
 """Reads targets and compares them with an image, in threads.
 
-It serves two ends: reading back what was written, and finding what differs before anything is
-written. What is compared is what the map defines: data, zeros, and free space near the ends of a
+It serves reading back what was written, finding what differs before anything is written, and finding
+what an interrupted restore has written last. What is compared is what the map defines: data, zeros, and free space near the ends of a
 volume.
 """
 
@@ -39,9 +39,14 @@ _COMPARE: Final = "compare"
 Advance = Callable[[int], None]
 
 
+def reading_lane() -> Lane:
+    """Return the lane of a comparison."""
+    return Lane("read", _readers(), (_READ, _COMPARE))
+
+
 def reading_stages() -> Stages:
     """Return what counts the stages of a comparison; its clock begins."""
-    return Stages((Lane("read", _readers(), (_READ, _COMPARE)),))
+    return Stages((reading_lane(),))
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +133,37 @@ def compare_volume(
     )
 
 
+def differing_runs(
+    offsets: Offsets,
+    lengths: Offsets,
+    ids: Offsets,
+    image: Image,
+    opened: OpenTarget,
+    stages: Stages,
+) -> NDArray[np.bool_]:
+    """Find which runs of data are not on a target yet. What can't be read differs.
+
+    Args:
+        offsets: bytes on the target, ascending; shape (n,).
+        lengths: bytes of each.
+        ids: four 64-bit words each; shape (n, 4).
+        image: knows which id bytes have.
+        opened: the target.
+        stages: counts; they have the `reading_lane`.
+
+    Returns:
+        Shape (n,).
+    """
+    reader = _Reader(image, opened, 0, stages)
+    differs = np.zeros(len(offsets), dtype=np.bool_)
+    compare = partial(reader.data, _Data(offsets, lengths, ids), differs, True)
+    segments = side_by_side(offsets, offsets + lengths, _SEGMENT)
+    with closing(_in_threads((compare, *segment) for segment in segments)) as pieces:
+        for _ in pieces:
+            pass
+    return differs
+
+
 def clear_outside(opened: OpenTarget, ranges: Iterable[tuple[int, int]]) -> int:
     """Write zeros over ranges of a target, in pieces, where it holds anything else.
 
@@ -175,6 +211,18 @@ class _Piece:
         return self.data + self.zeros
 
 
+_Work = tuple[Callable[[int, int], _Piece], int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Data:
+    """Runs of data: offsets, lengths, and ids as in `Runs`."""
+
+    offsets: Offsets
+    lengths: Offsets
+    ids: Offsets
+
+
 class _Comparison:
     """Compares a volume on a target with its map.
 
@@ -195,8 +243,7 @@ class _Comparison:
         self._step = step
         self._image = image
         self._opened = opened
-        self._stages = stages
-        self._buffers = ThreadBuffers(_SEGMENT)
+        self._reader = _Reader(image, opened, step.offset, stages)
         self.differs: list[NDArray[np.bool_]] = []
         self.at_ends: list[NDArray[np.bool_]] = []
 
@@ -213,31 +260,20 @@ class _Comparison:
             self._opened.forget()
         else:
             self._opened.forget_what_is_stale()
-        pending: deque[Future[_Piece]] = deque()
-        with ThreadPoolExecutor(_readers(), thread_name_prefix="compare") as pool:
-            try:
-                for compare, one, other in self._work(tolerant=tolerant):
-                    pending.append(pool.submit(compare, one, other))
-                    if len(pending) >= _AHEAD * _readers():
-                        yield pending.popleft().result()
-                while pending:
-                    yield pending.popleft().result()
-            finally:
-                for future in pending:
-                    future.cancel()
+        return _in_threads(self._work(tolerant=tolerant))
 
-    def _work(self, *, tolerant: bool) -> Iterator[tuple[Callable[[int, int], _Piece], int, int]]:
-        """Yield what threads shall call, and with what."""
+    def _work(self, *, tolerant: bool) -> Iterator[_Work]:
         for runs in each_part(self._image, self._volume):
             differs = np.zeros(len(runs.data_offsets), dtype=np.bool_)
             self.differs.append(differs)
             if isinstance(self._step, CompareVolume):
                 self.at_ends.append(self._at_ends(runs, self._step))
-            compare = partial(self._data, runs, differs, tolerant)
+            data = _Data(runs.data_offsets, runs.data_lengths, runs.data_ids)
+            compare = partial(self._reader.data, data, differs, tolerant)
             ends = runs.data_offsets + runs.data_lengths
             for segment in side_by_side(runs.data_offsets, ends, _SEGMENT):
                 yield compare, *segment
-            clear = partial(self._zeros, tolerant)
+            clear = partial(self._reader.zeros, tolerant)
             yield from ((clear, *piece) for piece in _pieces(runs))
 
     def _at_ends(self, runs: Runs, step: CompareVolume) -> NDArray[np.bool_]:
@@ -246,12 +282,30 @@ class _Comparison:
         is_behind: NDArray[np.bool_] = starts + runs.data_lengths > np.uint64(tail)
         return is_behind | (starts < np.uint64(head))
 
-    def _data(
-        self, runs: Runs, differs: NDArray[np.bool_], tolerant: bool, start: int, stop: int
+
+class _Reader:
+    """Reads pieces of a target and compares them; for many threads.
+
+    Args:
+        image: knows which id bytes have.
+        opened: the target.
+        base: where on the target the offsets begin that it is given.
+        stages: counts.
+    """
+
+    def __init__(self, image: Image, opened: OpenTarget, base: int, stages: Stages) -> None:
+        self._image = image
+        self._opened = opened
+        self._base = base
+        self._stages = stages
+        self._buffers = ThreadBuffers(_SEGMENT)
+
+    def data(
+        self, runs: _Data, differs: NDArray[np.bool_], tolerant: bool, start: int, stop: int
     ) -> _Piece:
         """Compare the data runs from `start` to `stop`, which lie side by side; for a thread."""
-        offsets = runs.data_offsets[start:stop].tolist()
-        lengths = runs.data_lengths[start:stop].tolist()
+        offsets = runs.offsets[start:stop].tolist()
+        lengths = runs.lengths[start:stop].tolist()
         total = offsets[-1] + lengths[-1] - offsets[0]
         try:
             view = self._read(offsets[0], total)
@@ -261,11 +315,9 @@ class _Comparison:
             if stop - start == 1:
                 differs[start] = True
                 return _Piece(total, ((offsets[0], total),))
-            alone = [
-                self._data(runs, differs, tolerant, run, run + 1) for run in range(start, stop)
-            ]
+            alone = [self.data(runs, differs, tolerant, run, run + 1) for run in range(start, stop)]
             return _Piece(total, tuple(place for piece in alone for place in piece.data))
-        ids = runs.data_ids[start:stop].tobytes()
+        ids = runs.ids[start:stop].tobytes()
         found = []
         with self._stages.within(_COMPARE, total):
             for number, (offset, length) in enumerate(zip(offsets, lengths, strict=True)):
@@ -275,7 +327,7 @@ class _Comparison:
                     found.append((offset, length))
         return _Piece(total, tuple(found))
 
-    def _zeros(self, tolerant: bool, offset: int, length: int) -> _Piece:
+    def zeros(self, tolerant: bool, offset: int, length: int) -> _Piece:
         """Compare a range that must be zero; for a thread."""
         try:
             view = self._read(offset, length)
@@ -300,8 +352,24 @@ class _Comparison:
         """Read into this thread's own buffer."""
         view = self._buffers.of(length)
         with self._stages.within(_READ, length):
-            self._opened.read_into(self._step.offset + offset, view)
+            self._opened.read_into(self._base + offset, view)
         return view
+
+
+def _in_threads(work: Iterable[_Work]) -> Generator[_Piece]:
+    """Yield what calls return, in their order."""
+    pending: deque[Future[_Piece]] = deque()
+    with ThreadPoolExecutor(_readers(), thread_name_prefix="compare") as pool:
+        try:
+            for compare, one, other in work:
+                pending.append(pool.submit(compare, one, other))
+                if len(pending) >= _AHEAD * _readers():
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
 
 
 def _readers() -> int:

@@ -20,7 +20,7 @@ from typing import Final, Self
 from imager.direct_io import CANNOT_DIRECT, page_buffer
 from imager.errors import TargetError, TargetInUse, VerificationFailed, WriteFailed
 from imager.units import GIB, KIB, MIB
-from restore.steps import Target, TargetKind
+from restore.target import Target, TargetKind
 
 # Numbers of ioctls in <linux/fs.h>.
 _BLKRRPART: Final = 0x125F
@@ -69,6 +69,7 @@ class OpenTarget:
         with suppress(OSError):  # some filesystems can't
             self._direct = os.open(target.path, flags | os.O_DIRECT)
         self._is_hole = target.kind is TargetKind.NEW_FILE
+        self._noted = (0, 0)
         self._unflushed = 0
         self._lock = threading.Lock()
         self._flusher = ThreadPoolExecutor(1, thread_name_prefix="flush")
@@ -150,12 +151,16 @@ class OpenTarget:
         return position
 
     def zero(self, offset: int, length: int) -> None:
-        """Make a range that was not written yet read as zeros; in an emptied file it does already.
+        """Make a range read as zeros that holds nothing of this restore but notes.
+
+        In an emptied file it does already.
 
         Raises:
             WriteFailed: as for `write`.
         """
         if self._is_hole:
+            start, end = max(offset, self._noted[0]), min(offset + length, self._noted[1])
+            self._write_zeros(start, max(0, end - start))
             return
         while length:
             part = min(length, _MOST_AT_ONCE)
@@ -163,6 +168,18 @@ class OpenTarget:
                 self._write_zeros(offset, part)
             offset += part
             length -= part
+
+    def keep_notes(self, start: int, end: int) -> None:
+        """Let a range hold notes, until it is written or made zero."""
+        self._noted = (start, end)
+
+    def take_up(self) -> None:
+        """Take over what an interrupted restore of the same content left, as the disk itself has it.
+
+        A file that it emptied is still a hole where it wrote nothing.
+        """
+        self._is_hole = not self._is_device
+        self.forget()
 
     def overwrite_with_zeros(self, offset: int, length: int) -> None:
         """Write zeros, also over what a file has held since it was emptied.

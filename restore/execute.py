@@ -2,8 +2,9 @@
 
 What holds when it stops in the middle, by an error, a stop request or a power cut: the old table
 is gone and the new one is not there, unless all content was written and (if asked for) verified.
-So a half-restored disk never starts and never looks finished. A file that the restore made is
-removed again. Where only differences are written, all are found before the first write; if there
+So a half-restored disk never starts and never looks finished. What is there can be gone on with
+(`restore.journal`). A file that the restore made is removed again, unless it holds enough to go on
+with: a part of the content that is noted, in a file that took all that was written. Where only differences are written, all are found before the first write; if there
 are none, nothing is written at all.
 """
 
@@ -12,9 +13,11 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import Any, Final
 
+from imager.errors import RemetalError, TargetError, VerificationFailed
 from imager.stages import Stages
+from restore import journal
 from restore.bootrepair import efi, fallback
 from restore.bootrepair.esp import write_log
 from restore.comparison import (
@@ -25,11 +28,13 @@ from restore.comparison import (
     verify_volume,
 )
 from restore.device import OpenTarget, make_file
+from restore.journal import Journal
 from restore.plan import Plan
 from restore.recreate.mdraid import relocate_superblock
 from restore.recreate.partition_table import check_table, relocate_backup_gpt, settle
 from restore.runs import Image, Runs
 from restore.steps import (
+    BeginJournal,
     CheckTable,
     ClearOutside,
     CompareVolume,
@@ -43,15 +48,15 @@ from restore.steps import (
     RelocateBackupGpt,
     RelocateMdSuperblock,
     RereadTable,
+    Resume,
     SetBootEntries,
     Step,
-    Target,
-    TargetKind,
     VerifyVolume,
     WipeSignatures,
     WriteVolume,
 )
-from restore.transfer import Advance, write_volumes, writing_stages
+from restore.target import Target, TargetKind
+from restore.transfer import FROM_THE_START, Advance, Course, write_volumes, writing_stages
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +81,8 @@ class Outcome:
 Record = Callable[[Outcome], None]
 Measure = Callable[[str, Stages], None]
 """Takes what a pass over the content was, and what its stages took."""
+
+_GO_ON: Final = "What is written so far stays: the same restore, started again, goes on from there."
 
 # After these the restored filesystems are touched by other programs, which lock the disk themselves.
 _BOOT_STEPS = (EnsureFallbackLoader, SetBootEntries, LogToEsp)
@@ -111,6 +118,7 @@ def execute(
     disk_steps = [step for step in plan.steps if not isinstance(step, _BOOT_STEPS)]
     boot_steps = [step for step in plan.steps if isinstance(step, _BOOT_STEPS)]
     made: list[Target] = []
+    run: _Run | None = None
     try:
         with ExitStack() as stack:
             opened: dict[Target, OpenTarget] = {}
@@ -122,10 +130,14 @@ def execute(
             run = _Run(image, opened, advance, record, measure)
             for _, group in groupby(disk_steps, _same_pass):
                 run.group(tuple(group))
-    except BaseException:
+    except BaseException as error:
+        goes_on = run is not None and run.can_go_on and not isinstance(error, TargetError)
+        if goes_on and isinstance(error, RemetalError):
+            error.hint = f"{error.hint or ''} {_GO_ON}".strip()
         for target in made:
-            with suppress(OSError):
-                target.path.unlink()
+            if not goes_on:
+                with suppress(OSError):
+                    target.path.unlink()
         raise
     settle()
     for step in boot_steps:
@@ -170,6 +182,13 @@ class _Run:
         self._differences: dict[str, Differences] = {}
         # Targets that held anything else than they shall.
         self._changing: set[Target] = set()
+        self._journal: Journal | None = None
+        self._resumes = False
+
+    @property
+    def can_go_on(self) -> bool:
+        """Whether so much is noted that another restore can take it up."""
+        return self._journal is not None and self._journal.done > 0
 
     def group(self, group: Sequence[Step]) -> None:
         """Do steps that are one pass."""
@@ -203,16 +222,28 @@ class _Run:
         self._finish_pass("compare", stages)
 
     def _write(self, steps: Sequence[WriteVolume]) -> None:
-        stages = writing_stages(self._image)
+        course = self._course(steps[0].phase)
+        stages = writing_stages(self._image, resumes=course.resumes)
         started = time.monotonic()
         written = write_volumes(
-            steps, self._image, self._opened, self._advance, stages, self._wanted
+            steps, self._image, self._opened, self._advance, stages, self._wanted, course
         )
         each = (time.monotonic() - started) / max(sum(written), 1)
         for step, size in zip(steps, written, strict=True):
             self._record(Outcome(step.name, step.volume, each * size, size))
         if steps[0].phase is Phase.CONTENT:
             self._finish_pass("write", stages)
+
+    def _course(self, phase: Phase) -> Course:
+        if phase is Phase.BOOT:
+            self._leave_journal()
+        if self._journal is None or phase is not Phase.CONTENT:
+            return FROM_THE_START
+        return Course(self._journal.done, self._resumes, self._journal.note, self._leave_journal)
+
+    def _leave_journal(self) -> None:
+        """What comes next is written over it."""
+        self._journal = None
 
     def _wanted(self, step: WriteVolume, runs: Runs) -> Runs:
         if not step.only_differences:
@@ -224,7 +255,12 @@ class _Run:
         stages = reading_stages()
         for step in steps:
             started = time.monotonic()
-            verify_volume(step, self._image, self._opened[step.target], self._advance, stages)
+            try:
+                verify_volume(step, self._image, self._opened[step.target], self._advance, stages)
+            except VerificationFailed:
+                if self._journal is not None:
+                    self._journal.erase()
+                raise
             seconds = time.monotonic() - started
             self._record(Outcome(step.name, step.volume, seconds, step.written))
         if steps[0].phase is Phase.CONTENT:
@@ -234,11 +270,20 @@ class _Run:
         stages.end()
         self._measure(name, stages)
 
+    def _journal_step(self, step: BeginJournal | Resume) -> tuple[str, int, tuple[str, ...]]:
+        if isinstance(step, Resume):
+            self._journal, self._resumes = Journal.resume(step, self._opened), True
+        else:
+            self._journal = Journal.begin(step, self._opened)
+        return ", ".join(str(target.path) for target in step.targets), 0, ()
+
     def _disk_step(self, step: Step) -> tuple[str, int, tuple[str, ...]]:
         """Do one step; return what it was done to, the bytes it erased, and notes."""
         notes: tuple[str, ...] = ()
         count = 0
         match step:
+            case BeginJournal() | Resume():
+                return self._journal_step(step)
             case MakeFile(target):
                 pass  # it was made when all targets were opened, before the first write to any
             case EmptyFile(target):
@@ -266,6 +311,8 @@ class _Run:
             return clear_outside(opened, step.ranges), ()
         if isinstance(step, InvalidateEnds) and step.target not in self._changing:
             return 0, ("nothing differs from the image; the table stays",)
+        # Of what a power cut leaves of these zeros, notes must not be all: they speak of the rest.
+        journal.erase(opened)
         opened.zero(0, step.head)
         opened.zero(step.target.size - step.tail, step.tail)
         opened.flush()

@@ -13,6 +13,7 @@ from restore.log import RestoreLog
 from restore.match import match
 from restore.plan import Plan
 from restore.planner import Wishes, make_plan
+from restore.steps import Subject
 
 
 def open_saved(
@@ -52,11 +53,16 @@ def prepare(
     opened.check_presence()
     seen = targets.survey(repository.backend.folders, mapping)
     found = match(opened.machine, seen)
+    subject = Subject(
+        repository=repository.id.hex(),
+        image=opened.image.id,
+        machine=opened.machine.name,
+        taken=opened.summary.finished,
+    )
     plan = make_plan(
         opened,
         found,
-        reference=opened.image.id[:12],
-        taken=opened.summary.finished,
+        subject=subject,
         wishes=wishes,
         surroundings=targets.surroundings(opened.machine, found, seen),
     )

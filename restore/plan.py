@@ -6,6 +6,7 @@ what would run. Text is plain ASCII in 80 columns where possible, for serial con
 The order of a plan is part of its promise: the old table goes first, then content is written and
 verified, and boot areas and tables come last, so that an interrupted restore never looks finished.
 Where only differences are written, all is compared before; if there are none, the table stays.
+A plan that goes on where an interrupted restore stood erases nothing; it is the same otherwise.
 """
 
 import dataclasses
@@ -16,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from imager.units import format_size
-from restore.steps import CompareVolume, Phase, Step, Target, VerifyVolume, WriteVolume
+from restore.steps import CompareVolume, Phase, Resume, Step, VerifyVolume, WriteVolume
+from restore.target import Target
 
 _WIDTH = 80
 
@@ -64,6 +66,11 @@ class Plan:
         """Bytes that are read back and compared."""
         return sum(step.written for step in self.steps if isinstance(step, VerifyVolume))
 
+    @property
+    def resume(self) -> Resume | None:
+        """The step that goes on where an interrupted restore stood, if this does."""
+        return next((step for step in self.steps if isinstance(step, Resume)), None)
+
     def lines(self) -> tuple[str, ...]:
         """Return the plan for people: what `--dry-run`, the log and the rescue console show."""
         return tuple(self._lines())
@@ -80,6 +87,8 @@ class Plan:
                 for step in self.steps
             ],
             "notes": list(self.notes),
+            "resumes": self.resume is not None,
+            "there_bytes": self.resume.there if self.resume else 0,
             "data_bytes": self.data,
             "compared_bytes": self.compared,
             "written_bytes": self.written,
@@ -111,6 +120,8 @@ class Plan:
         verified = format_size(self.verified)
         if self.compared:
             yield f"Compares {format_size(self.compared)}, and writes what differs. At most:"
+        if self.resume:
+            amount += f", but what is there already ({format_size(self.resume.there)})"
         yield (
             f"{amount}; reads {verified} back."
             if self.verified

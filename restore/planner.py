@@ -1,7 +1,7 @@
 """Machine + matched disks + maps of the image → `Plan`. Decides everything, writes nothing."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Final
@@ -14,8 +14,11 @@ from imager.layout.machine import Machine
 from imager.layout.mdraid import AT_END, MdArray
 from imager.layout.partition_table import Partition, TableKind
 from imager.units import MIB
+from restore import resumption
+from restore.journal import Found
 from restore.match import Match, describe
 from restore.plan import Plan
+from restore.resumption import Way
 from restore.runs import EDGE, Image, each_part
 from restore.steps import (
     EFI_SUFFIXES,
@@ -33,19 +36,22 @@ from restore.steps import (
     RelocateBackupGpt,
     RelocateMdSuperblock,
     RereadTable,
+    Resume,
     SetBootEntries,
     Step,
-    Target,
-    TargetKind,
+    Subject,
     VerifyVolume,
     WipeSignatures,
     WriteVolume,
 )
+from restore.target import Target, TargetKind
 
 _ESP_TYPE: Final = "C12A7328-F81F-11D2-BA4B-00A0C93EC93B"
 
 # Primary tables, their backups, and the labels of a filesystem or RAID member without a table.
 _TABLE_REACH: Final = MIB
+
+_SHOWN: Final = 12  # digits of an image's id
 
 _PHASES: Final = {
     VolumeRole.PARTITION: Phase.CONTENT,
@@ -68,12 +74,14 @@ class Wishes:
     Attributes:
         verify_written: read everything back that was written.
         delta: write only what differs from the image.
+        anew: begin from the start, also where an interrupted restore could be resumed.
         boot_entries: set boot entries in the firmware of the machine that this runs on.
         log_to_esp: leave the log on the restored machine.
     """
 
     verify_written: bool = False
     delta: bool = False
+    anew: bool = False
     boot_entries: bool = False
     log_to_esp: bool = False
 
@@ -86,19 +94,20 @@ class Surroundings:
         uefi: it was started by UEFI firmware, whose boot entries it can reach.
         discards: devices that accept discards.
         twins: notes on disks that stay and carry the same as the machine.
+        journals: of interrupted restores, by the saved disk whose target holds one.
     """
 
     uefi: bool = False
     discards: frozenset[Path] = frozenset()
     twins: tuple[str, ...] = ()
+    journals: Mapping[str, Found] = field(default_factory=dict)
 
 
 def make_plan(
     image: Image,
     matches: Sequence[Match],
     *,
-    reference: str,
-    taken: str,
+    subject: Subject,
     wishes: Wishes,
     surroundings: Surroundings,
 ) -> Plan:
@@ -107,8 +116,7 @@ def make_plan(
     Args:
         image: the opened image; its maps are read, its chunks are not.
         matches: a target for every disk of the machine.
-        reference: what the image is called, for people.
-        taken: when it was taken, for people.
+        subject: what the image is.
         wishes: what was asked for.
         surroundings: what this system can do.
 
@@ -127,6 +135,13 @@ def make_plan(
         mine = [_write(image, target, volume, compares) for volume in disk.volumes]
         steps.extend(_compare(disk, target, mine) if compares else _clean(target, surroundings))
         writes.extend(mine)
+    decision = resumption.decide(
+        image, subject, writes, tuple(targets.values()), surroundings.journals, _way(wishes)
+    )
+    if isinstance(decision.step, Resume):
+        steps = [decision.step]  # what was erased or emptied before stays as it is
+    elif decision.step is not None:
+        steps.append(decision.step)
     for phase in Phase:
         group = [write for write in writes if write.phase is phase]
         steps.extend(group)
@@ -148,17 +163,24 @@ def make_plan(
     return Plan(
         machine=machine.name,
         machine_id=machine.id,
-        image=reference,
-        taken=taken,
+        image=subject.image[:_SHOWN],
+        taken=subject.taken,
         targets=tuple(targets.values()),
         steps=(*steps, *boot_steps),
         notes=(
+            *decision.notes,
             *_delta_notes(targets.values(), wishes),
             *surroundings.twins,
             *(f"{sentence}: it is not in this image." for sentence in machine.layers.lacking()),
             *notes,
         ),
     )
+
+
+def _way(wishes: Wishes) -> Way:
+    if wishes.delta:
+        return Way.COMPARE
+    return Way.ANEW if wishes.anew else Way.RESUME
 
 
 def _target(match: Match, layers: Layers) -> Target:
@@ -178,6 +200,7 @@ def _target(match: Match, layers: Layers) -> Target:
         serial=disk.identity.serial,
         saved=f"{saved.id}, saved from {describe(Path(saved.origin), saved.identity)}",
         basis=match.basis,
+        wwn=disk.identity.wwn,
         layers=tuple(
             f"{place}: {', '.join(words)}"
             for place in (saved.id, *(volume.id for volume in saved.volumes))

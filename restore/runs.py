@@ -97,6 +97,22 @@ class Runs:
             cleared=np.empty((0, 2), dtype=np.uint64),
         )
 
+    def split(self, at: int) -> tuple["Runs", "Runs"]:
+        """Return what begins before an offset, and the rest. Zeros are cut there, data is not."""
+        is_before = self.data_offsets < np.uint64(at)
+        return (
+            replace(
+                self.where(is_before),
+                zeros=_within(self.zeros, 0, at),
+                cleared=_within(self.cleared, 0, at),
+            ),
+            replace(
+                self.where(~is_before),
+                zeros=_within(self.zeros, at, self.end),
+                cleared=_within(self.cleared, at, self.end),
+            ),
+        )
+
 
 def each_part(image: Image, volume: Volume) -> Iterator[Runs]:
     """Yield what to do with each byte of a volume, for some ten thousand runs at a time.
@@ -152,12 +168,14 @@ def _take_apart(runs: NDArray[np.void], start: int, first: int, volume: Volume) 
 
 def _near_ends(offsets: Offsets, lengths: Offsets, size: int) -> Offsets:
     """Cut ranges down to what lies within `EDGE` bytes of an end."""
-    ends = offsets + lengths
-    windows = [(0, min(EDGE, size)), (max(EDGE, size - EDGE), size)]
-    parts = []
-    for low, high in windows:
-        starts = np.maximum(offsets, np.uint64(low))
-        stops = np.minimum(ends, np.uint64(high))
-        inside = starts < stops
-        parts.append(np.stack([starts[inside], stops[inside] - starts[inside]], axis=1))
-    return np.concatenate(parts)
+    ranges = np.stack([offsets, lengths], axis=1)
+    head = _within(ranges, 0, min(EDGE, size))
+    return np.concatenate([head, _within(ranges, max(EDGE, size - EDGE), size)])
+
+
+def _within(ranges: Offsets, low: int, high: int) -> Offsets:
+    """Cut ranges down to what lies from one offset up to another."""
+    starts = np.maximum(ranges[:, 0], np.uint64(low))
+    stops = np.minimum(ranges[:, 0] + ranges[:, 1], np.uint64(high))
+    inside = starts < stops
+    return np.stack([starts[inside], stops[inside] - starts[inside]], axis=1)

@@ -5,8 +5,7 @@ All offsets and sizes are bytes.
 """
 
 from dataclasses import dataclass
-from enum import IntEnum, StrEnum
-from pathlib import Path
+from enum import IntEnum
 from typing import ClassVar
 
 from imager.layout.disk import VolumeRole
@@ -14,55 +13,10 @@ from imager.layout.firmware import BootEntry
 from imager.layout.mdraid import MdVersion
 from imager.layout.partition_table import PartitionTable
 from imager.units import format_size
+from restore.target import Target
 
 # How UEFI writes the architectures of `uname -m` in file names.
 EFI_SUFFIXES = {"x86_64": "x64", "aarch64": "aa64", "i686": "ia32", "riscv64": "riscv64"}
-
-
-class TargetKind(StrEnum):
-    """What is written to."""
-
-    DEVICE = "device"
-    FILE = "file"  # a raw file that exists; its content is dropped, or compared
-    NEW_FILE = "new-file"  # made by the restore, and removed when that fails
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """A disk or file that is rewritten.
-
-    Attributes:
-        disk: id of the saved disk it takes.
-        path: device or file.
-        kind: what it is.
-        size: bytes.
-        saved_size: bytes of the saved disk; at most `size`.
-        logical_sector: bytes.
-        model: or None.
-        serial: or None.
-        saved: the saved disk in words.
-        basis: why this target was chosen, in words.
-        layers: what the saved disk carries between partitions and filesystems, in words.
-    """
-
-    disk: str
-    path: Path
-    kind: TargetKind
-    size: int
-    saved_size: int
-    logical_sector: int
-    model: str | None
-    serial: str | None
-    saved: str
-    basis: str
-    layers: tuple[str, ...] = ()
-
-    def describe(self) -> str:
-        """Say which disk this is, so that a person can find it in the rack."""
-        parts = [self.model or "", f"serial {self.serial}" if self.serial else ""]
-        parts.append(f"{format_size(self.size)} ({self.size} bytes)")
-        kind = {TargetKind.FILE: "file ", TargetKind.NEW_FILE: "new file "}.get(self.kind, "")
-        return f"{kind}{self.path}: " + ", ".join(part for part in parts if part)
 
 
 class Phase(IntEnum):
@@ -218,6 +172,88 @@ class ClearOutside:
             f"{offset} to {offset + length - 1}" for offset, length in self.ranges
         )
         return f"{self.target.path}: zeros over bytes {places}, where they are not zero"
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What a restore restores.
+
+    Attributes:
+        repository: its id.
+        image: the image's id.
+        machine: name of the machine, for people.
+        taken: when the image was taken, for people.
+    """
+
+    repository: str
+    image: str
+    machine: str
+    taken: str
+
+
+@dataclass(frozen=True, slots=True)
+class BeginJournal:
+    """Keep on each target, where its table comes last, how far the restore is.
+
+    Attributes:
+        targets: all.
+        subject: what is restored.
+        start: first byte of the place on each.
+        end: first byte behind.
+    """
+
+    name: ClassVar[str] = "journal"
+    targets: tuple[Target, ...]
+    subject: Subject
+    start: int
+    end: int
+
+    def describe(self) -> str:
+        """Say what happens."""
+        names = ", ".join(str(target.path) for target in self.targets)
+        return (
+            f"{names}: note in bytes {self.start} to {self.end - 1} what is written, until the "
+            "table comes there, so that an interrupted restore can go on"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """Go on where an interrupted restore stood. Nothing is erased.
+
+    Attributes:
+        targets: all.
+        subject: what is restored.
+        restore: id of the restore that goes on.
+        begun: when it began.
+        stopped: when it last noted how far it was.
+        sequences: number of the last note on each target.
+        done: windows that are written and flushed.
+        windows: how many there are in all.
+        there: bytes that the finished ones stand for.
+    """
+
+    name: ClassVar[str] = "resume"
+    targets: tuple[Target, ...]
+    subject: Subject
+    restore: str
+    begun: str
+    stopped: str
+    sequences: tuple[int, ...]
+    done: int
+    windows: int
+    there: int
+
+    def describe(self) -> str:
+        """Say what happens."""
+        text = (
+            f"resume the restore that began {self.begun} and stopped after {self.stopped}: "
+            f"{self.done} of {self.windows} parts, {format_size(self.there)}, are there already, "
+            "each chunk checked when it was written"
+        )
+        if self.done < self.windows:
+            text += "; compare the part that was underway, and write what is missing"
+        return text
 
 
 @dataclass(frozen=True, slots=True)
@@ -463,6 +499,8 @@ Step = (
     | CompareVolume
     | InvalidateEnds
     | ClearOutside
+    | BeginJournal
+    | Resume
     | WriteVolume
     | VerifyVolume
     | RelocateBackupGpt

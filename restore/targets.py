@@ -11,11 +11,14 @@ from imager.blockdev import BlockDisk
 from imager.errors import NoRoom, NoTarget, SourceError
 from imager.layout.machine import Machine
 from imager.units import format_size
+from restore import journal
 from restore.bootrepair.efi import started_by_uefi
+from restore.journal import head_of
 from restore.match import Match, NewFile, Survey
 from restore.plan import Plan
 from restore.planner import Surroundings
-from restore.steps import TargetKind, WriteVolume
+from restore.steps import WriteVolume
+from restore.target import TargetKind
 from restore.twins import twin_notes
 
 # ISO 9660: the primary volume descriptor, and the volume's name in it.
@@ -48,22 +51,29 @@ def survey(repository: Sequence[Path], mapping: Mapping[str, Path]) -> Survey:
     return Survey(disks, named, forbidden)
 
 
-def surroundings(machine: Machine, found: Sequence[Match], seen: Survey) -> Surroundings:
-    """Return what this system can do, and what else is in it.
+def surroundings(machine: Machine, matches: Sequence[Match], seen: Survey) -> Surroundings:
+    """Return what this system can do, what else is in it, and what is left of interrupted restores.
 
     Args:
         machine: of the image.
-        found: its disks and their targets.
+        matches: a target for every saved disk.
         seen: all disks here.
     """
-    targets = {choice.target.path for choice in found}
+    targets = {match.target.path for match in matches}
     # A file is restored for another machine, which does not see the disks of this one.
-    is_for_here = any(choice.target.is_device for choice in found)
+    is_for_here = any(match.target.is_device for match in matches)
     others = [disk for disk in seen.disks if disk.path not in targets] if is_for_here else []
+    journals = {
+        match.saved.id: found
+        for match in matches
+        if not match.is_new
+        and (found := journal.find(match.target.path, head_of(match.saved))) is not None
+    }
     return Surroundings(
         uefi=started_by_uefi(),
         discards=frozenset(device for device in targets if _discards(device)),
         twins=twin_notes(machine, others),
+        journals=journals,
     )
 
 

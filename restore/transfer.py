@@ -1,8 +1,8 @@
 """Writes content: the chunks of an image to every place they belong.
 
 It follows the order in which the repository stores chunks, over all volumes at once, so that a chunk
-that several places share is fetched once. It is done in windows of a few hundred thousand runs (some
-30 GiB), so that memory does not grow with the disks. Chunks are written by the threads that opened
+that several places share is fetched once. It is done in windows (`restore.windows`), so that memory
+does not grow with the disks. Chunks are written by the threads that opened
 them (`imager.repository.delivery`), while they are in the cache of the processor; what lies side by
 side on a disk in one write.
 """
@@ -18,27 +18,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imager.errors import ObjectDamaged, VerificationFailed
-from imager.layout.disk import VolumeRole
 from imager.repository.chunk import MOST_PLAIN
 from imager.repository.delivery import Report
 from imager.stages import Lane, Stages
 from imager.thread_buffers import ThreadBuffers
-from imager.units import KIB, MIB
+from imager.units import KIB
+from restore.comparison import differing_runs, reading_lane
 from restore.device import OpenTarget
-from restore.runs import Image, Offsets, Runs, each_part
-from restore.steps import Target, WriteVolume
+from restore.runs import Image, Offsets, Runs
+from restore.steps import WriteVolume
+from restore.target import Target
+from restore.windows import Window, but_heads, is_before, parts_of, places, windows
 
 Advance = Callable[[int], None]
 Open = Mapping[Target, OpenTarget]
 Wanted = Callable[[WriteVolume, Runs], Runs]
 
-# Runs handled at once. Each costs about 150 bytes here, so a window needs about 40 MiB.
-_WINDOW: Final = 1 << 18
 # Places of one chunk that are written before anybody hears of it: some are in every corner of a disk.
 _PLACES: Final = 1 << 10
 
-# Of a disk without a table: its boot sector, and the labels of what it holds.
-_HEAD: Final = MIB
 _BLOCK: Final = 4 * KIB
 
 _WRITE: Final = "write"
@@ -47,30 +45,38 @@ _ZERO: Final = "zero"
 
 
 @dataclass(frozen=True, slots=True)
-class _Window:
-    """Runs from the image, of one or more volumes.
+class Course:
+    """Which windows are there, and who hears of more (`restore.journal`).
 
     Attributes:
-        steps: number of the step in its group for each run.
-        offsets: bytes on the target.
-        lengths: bytes.
-        ids: four 64-bit words each.
+        done: windows that are written and flushed already; nothing of them is touched.
+        resumes: the window behind may be there in part: it is compared first.
+        note: called with the count of windows that are written, not yet flushed.
+        leave: called before anything is written where notes are kept.
     """
 
-    steps: NDArray[np.uint32]
-    offsets: Offsets
-    lengths: Offsets
-    ids: Offsets
+    done: int = 0
+    resumes: bool = False
+    note: Callable[[int], None] = field(default=lambda _windows: None)
+    leave: Callable[[], None] = field(default=lambda: None)
+
+
+FROM_THE_START: Final = Course()
 
 
 def _all_of(_step: WriteVolume, runs: Runs) -> Runs:
     return runs
 
 
-def writing_stages(image: Image) -> Stages:
-    """Return what counts the stages of writing; its clock begins."""
-    lanes = image.lanes((_WRITE,))
-    return Stages((*lanes, Lane("disk", 1, (_ZERO, _FLUSH))))
+def writing_stages(image: Image, *, resumes: bool = False) -> Stages:
+    """Return what counts the stages of writing; its clock begins.
+
+    Args:
+        image: where the content comes from.
+        resumes: something is compared before.
+    """
+    before = (reading_lane(),) if resumes else ()
+    return Stages((*before, *image.lanes((_WRITE,)), Lane("disk", 1, (_ZERO, _FLUSH))))
 
 
 def write_volumes(
@@ -80,10 +86,12 @@ def write_volumes(
     advance: Advance,
     stages: Stages,
     wanted: Wanted = _all_of,
+    course: Course = FROM_THE_START,
 ) -> list[int]:
     """Write volumes of one phase in one pass, and flush.
 
-    What a disk without a table begins with is written last, since it makes the disk look whole.
+    What a disk without a table begins with is written last, zeros too, since it makes the disk
+    look whole; until then the journal lies there.
 
     Args:
         steps: what to write; all of one phase.
@@ -92,6 +100,7 @@ def write_volumes(
         advance: called in this thread with bytes just written, zeros included, or right already.
         stages: counts; made by `writing_stages`.
         wanted: returns which of the runs of a step are to be written.
+        course: where to begin.
 
     Returns:
         How many bytes were written for each step.
@@ -102,10 +111,11 @@ def write_volumes(
     """
     writer = _Writer(steps, image, opened, advance, stages)
     heads: list[tuple[int, Runs]] = []
-    writer.write(_but_heads(steps, _each_part(writer, wanted), heads))
-    if any(len(runs.data_offsets) for _, runs in heads):
+    writer.write(but_heads(steps, writer.parts(wanted), heads), course)
+    if any(runs.size for _, runs in heads):
         writer.flush()
-        writer.write(heads)
+        course.leave()
+        writer.write(heads, FROM_THE_START)
     writer.flush()
     return writer.written
 
@@ -124,17 +134,66 @@ class _Writer:
     def __post_init__(self) -> None:
         object.__setattr__(self, "written", [0] * len(self.steps))
 
-    def write(self, parts: Iterable[tuple[int, Runs]]) -> None:
-        """Write the data of parts of volumes, given with the number of their step."""
-        targets = [self.opened[step.target] for step in self.steps]
-        for window in _windows(self.steps, parts):
-            order, ids, firsts = _places(window)
-            places = _Places(window, order, firsts, targets, self.steps, self.stages)
-            self.image.deliver(ids, places.take, self.advance, self.stages)
-            for number, size in enumerate(places.written):
-                self.written[number] += size
+    def parts(self, wanted: Wanted) -> Iterator[tuple[int, Runs]]:
+        """Yield what is to be written, part by part, with the number of the step."""
+        for number, part in parts_of(self.image, self.steps):
+            runs = wanted(self.steps[number], part)
+            if part.size > runs.size:
+                self.advance(part.size - runs.size)
+            yield number, runs
 
-    def zero(self, number: int, ranges: Offsets) -> None:
+    def write(self, parts: Iterable[tuple[int, Runs]], course: Course) -> None:
+        """Write the zeros and the data of parts, but what is there already."""
+        zeroed = self._zeroed(parts, course.done)
+        for number, window in enumerate(windows(self.steps, zeroed)):
+            if number < course.done:
+                self.advance(window.size)
+                continue
+            if course.resumes and number == course.done:
+                self._deliver(self._missing(window))
+            else:
+                self._deliver(window)
+            with self.stages.within(_FLUSH):
+                course.note(number + 1)
+
+    def _zeroed(self, parts: Iterable[tuple[int, Runs]], done: int) -> Iterator[tuple[int, Runs]]:
+        position = 0
+        for number, runs in parts:
+            if is_before(position, done):
+                self.advance(runs.size - runs.data)
+            else:
+                self._zero(number, np.concatenate([runs.zeros, runs.cleared]))
+            position += len(runs.data_offsets)
+            yield number, runs
+
+    def _missing(self, window: Window) -> Window:
+        """Return what of a window is not there yet."""
+        differs = np.zeros(len(window.offsets), dtype=np.bool_)
+        for number in np.unique(window.steps).tolist():
+            start, stop = np.searchsorted(window.steps, (number, number + 1)).tolist()
+            differs[start:stop] = differing_runs(
+                window.offsets[start:stop],
+                window.lengths[start:stop],
+                window.ids[start:stop],
+                self.image,
+                self.opened[self.steps[number].target],
+                self.stages,
+            )
+        missing = window.where(differs)
+        self.advance(window.size - missing.size)
+        return missing
+
+    def _deliver(self, window: Window) -> None:
+        if not len(window.offsets):
+            return
+        targets = [self.opened[step.target] for step in self.steps]
+        order, ids, firsts = places(window)
+        there = _Places(window, order, firsts, targets, self.steps, self.stages)
+        self.image.deliver(ids, there.take, self.advance, self.stages)
+        for number, size in enumerate(there.written):
+            self.written[number] += size
+
+    def _zero(self, number: int, ranges: Offsets) -> None:
         """Make ranges of the volume of a step zero."""
         step = self.steps[number]
         for offset, length in ranges.tolist():
@@ -164,7 +223,7 @@ class _Places:
 
     def __init__(
         self,
-        window: _Window,
+        window: Window,
         order: NDArray[np.intp],
         firsts: NDArray[np.intp],
         targets: Sequence[OpenTarget],
@@ -266,84 +325,3 @@ def _side_by_side(
         end = offset + len(plain)
     if parts:
         yield step, start, parts
-
-
-def _each_part(writer: _Writer, wanted: Wanted) -> Iterator[tuple[int, Runs]]:
-    """Yield what is to be written of each step, part by part, after its zeros are."""
-    volumes = {volume.id: volume for _, volume in writer.image.machine.volumes()}
-    for number, step in enumerate(writer.steps):
-        for part in each_part(writer.image, volumes[step.volume]):
-            runs = wanted(step, part)
-            if part.size > runs.size:
-                writer.advance(part.size - runs.size)
-            writer.zero(number, np.concatenate([runs.zeros, runs.cleared]))
-            yield number, runs
-
-
-def _but_heads(
-    steps: Sequence[WriteVolume],
-    parts: Iterable[tuple[int, Runs]],
-    heads: list[tuple[int, Runs]],
-) -> Iterator[tuple[int, Runs]]:
-    """Yield parts without what disks without a table begin with; that goes to `heads`."""
-    for number, runs in parts:
-        is_head = np.zeros(len(runs.data_offsets), dtype=np.bool_)
-        if steps[number].role is VolumeRole.WHOLE_DISK and runs.start < _HEAD:
-            is_head = runs.data_offsets < np.uint64(_HEAD)
-            heads.append((number, runs.where(is_head)))
-        yield number, runs.where(~is_head)
-
-
-def _windows(
-    steps: Sequence[WriteVolume], volumes: Iterable[tuple[int, Runs]]
-) -> Iterator[_Window]:
-    parts: list[_Window] = []
-    room = _WINDOW
-    for number, runs in volumes:
-        start, count = 0, len(runs.data_offsets)
-        while start < count:
-            stop = min(start + room, count)
-            parts.append(
-                _Window(
-                    steps=np.full(stop - start, number, dtype=np.uint32),
-                    offsets=runs.data_offsets[start:stop] + np.uint64(steps[number].offset),
-                    lengths=runs.data_lengths[start:stop],
-                    ids=runs.data_ids[start:stop],
-                )
-            )
-            room -= stop - start
-            start = stop
-            if room == 0:
-                yield _joined(parts)
-                parts, room = [], _WINDOW
-    if parts:
-        yield _joined(parts)
-
-
-def _joined(parts: Sequence[_Window]) -> _Window:
-    return _Window(
-        steps=np.concatenate([part.steps for part in parts]),
-        offsets=np.concatenate([part.offsets for part in parts]),
-        lengths=np.concatenate([part.lengths for part in parts]),
-        ids=np.concatenate([part.ids for part in parts]),
-    )
-
-
-def _places(window: _Window) -> tuple[NDArray[np.intp], NDArray[np.void], NDArray[np.intp]]:
-    """Group equal ids: an order of the runs, each id once, and where in that order its runs begin.
-
-    The ids come in the order of their first place, so that what the repository has no better order
-    for is written from front to back.
-    """
-    words = window.ids
-    by_id = np.lexsort((words[:, 3], words[:, 2], words[:, 1], words[:, 0]))
-    ordered = words[by_id]
-    is_first = np.ones(len(by_id), dtype=np.bool_)
-    is_first[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
-    # Each run is named by the first run of its id; sorted by that, ids come as the disk has them.
-    leaders = np.empty(len(by_id), dtype=np.intp)
-    leaders[by_id] = by_id[np.flatnonzero(is_first)][np.cumsum(is_first) - 1]
-    order = np.argsort(leaders, kind="stable")
-    firsts = np.flatnonzero(leaders[order] == order)
-    ids = np.ascontiguousarray(words[order[firsts]]).view("V32").ravel()
-    return order, ids, np.append(firsts, len(order))

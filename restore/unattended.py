@@ -1,7 +1,8 @@
 """A restore that nobody watches: the order comes in a shared directory, the report goes there.
 
 Whatever happens, a report is written before this ends, and the machine is never left to start
-from a half-restored disk: after a failure it is powered off, whatever the order says.
+from a half-restored disk: after a failure it is powered off, whatever the order says. The same order
+goes on where an interrupted restore stood.
 """
 
 import ipaddress
@@ -43,6 +44,7 @@ class Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         passphrase_file: likewise.
         verify_written: read back all that was written.
         delta: write only what differs from the image.
+        anew: begin from the start, also where an interrupted restore could be resumed.
         at_end: what follows when all went well.
         maps: saved disk → target, as with `--map`; by default disks are recognised.
         log_to_esp: also leave the log on the restored machine.
@@ -62,6 +64,7 @@ class Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     passphrase_file: str
     verify_written: bool = False
     delta: bool = False
+    anew: bool = False
     at_end: AtEnd = AtEnd.POWEROFF
     maps: dict[str, str] = msgspec.field(default_factory=dict)
     log_to_esp: bool = False
@@ -141,6 +144,7 @@ def restore(out: Output, share: Path, medium: Medium, order: Order, log: Restore
     wishes = Wishes(
         verify_written=order.verify_written,
         delta=order.delta,
+        anew=order.anew,
         boot_entries=True,
         log_to_esp=order.log_to_esp,
     )

@@ -45,6 +45,12 @@ CONFIRMATION = "overwrite"
     "still half good. Free space keeps what it holds.",
 )
 @click.option(
+    "--anew",
+    is_flag=True,
+    help="Begin from the start, also where an interrupted restore of the same image could be "
+    "resumed.",
+)
+@click.option(
     "--verify-written/--no-verify-written",
     default=False,
     show_default=True,
@@ -79,6 +85,7 @@ def restore(
     dry_run: bool,
     yes: bool,
     delta: bool,
+    anew: bool,
     verify_written: bool,
     boot_entries: bool | None,
     log_path: Path | None,
@@ -93,6 +100,9 @@ def restore(
     The plan is shown first; nothing is written before it is agreed to. Disks that are in use, that
     hold the repository, this system or the rescue medium, and disks that are too small are
     refused.
+
+    A restore that was interrupted goes on where it stood when it is started again; one with --delta
+    compares everything again.
 
     \b
     Examples:
@@ -112,6 +122,7 @@ def restore(
     wishes = Wishes(
         verify_written=verify_written,
         delta=delta,
+        anew=anew,
         boot_entries=medium if boot_entries is None else boot_entries,
         log_to_esp=log_to_esp,
     )

@@ -32,8 +32,13 @@ from restore.planner import Wishes
 
 OVERWRITE: Final = "overwrite"
 _DISKS: Final = "disks"
-_VERIFY: Final = "verify"
-_DELTA: Final = "delta"
+_ANEW: Final = "anew"
+# What can be changed under a plan: field of `Wishes`, and what it means.
+_WISHES: Final = {
+    "verify": ("verify_written", "read everything back afterwards"),
+    "delta": ("delta", "write only what differs on these disks"),
+    _ANEW: ("anew", "begin from the start, not where the last restore stopped"),
+}
 _LOOK: Final = "look"
 _PATH: Final = "path"
 _PAGES: Final = "pages"
@@ -187,28 +192,28 @@ class Dialogue:
                 mapping = self._choose_disks(opened.machine)
                 continue
             self._terminal.page(plan.lines())
-            self._terminal.say()
-            self._terminal.say("This overwrites:")
-            for target in plan.targets:
-                self._terminal.say(f"  {target.describe()}")
-            for word, meaning, is_wished in (
-                (_VERIFY, "read everything back afterwards", wishes.verify_written),
-                (_DELTA, "write only what differs on these disks", wishes.delta),
-            ):
-                self._terminal.say(f"{word}: {meaning}: {'yes' if is_wished else 'no'}")
-            answer = self._terminal.ask(
-                f"Type {OVERWRITE} to start, {_DISKS} to choose other disks, "
-                f"{_VERIFY} or {_DELTA} to change that, {AGAIN}, {SHELL}"
-            )
+            answer = self._ask_agreement(plan, wishes)
             if answer == OVERWRITE:
                 return plan
-            match answer.lower():
-                case word if word == _DISKS:
-                    mapping = self._choose_disks(opened.machine)
-                case word if word == _VERIFY:
-                    wishes = replace(wishes, verify_written=not wishes.verify_written)
-                case word if word == _DELTA:
-                    wishes = replace(wishes, delta=not wishes.delta)
+            if answer.lower() == _DISKS:
+                mapping = self._choose_disks(opened.machine)
+            if answer.lower() in _changeable(plan, wishes):
+                wish = _WISHES[answer.lower()][0]
+                wishes = replace(wishes, **{wish: not getattr(wishes, wish)})
+
+    def _ask_agreement(self, plan: Plan, wishes: Wishes) -> str:
+        self._terminal.say()
+        self._terminal.say("This overwrites:")
+        for target in plan.targets:
+            self._terminal.say(f"  {target.describe()}")
+        words = _changeable(plan, wishes)
+        for word in words:
+            wish, meaning = _WISHES[word]
+            self._terminal.say(f"{word}: {meaning}: {'yes' if getattr(wishes, wish) else 'no'}")
+        return self._terminal.ask(
+            f"Type {OVERWRITE} to start, {_DISKS} to choose other disks, "
+            f"{', '.join(words[:-1])} or {words[-1]} to change that, {AGAIN}, {SHELL}"
+        )
 
     def _choose_disks(self, machine: Machine) -> dict[str, Path]:
         mapping: dict[str, Path] = {}
@@ -255,6 +260,12 @@ class Dialogue:
         self._terminal.say(f"It did not work: {error.message}")
         if error.hint:
             self._terminal.say(error.hint)
+
+
+def _changeable(plan: Plan, wishes: Wishes) -> list[str]:
+    """Return the words that change something about a plan."""
+    can_resume = plan.resume is not None or wishes.anew
+    return [word for word in _WISHES if word != _ANEW or can_resume]
 
 
 def _describe_image(image: SealedImage) -> str:

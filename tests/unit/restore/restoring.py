@@ -1,5 +1,6 @@
 """Plans for images in memory, and what must come of them."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from memory_image import MemoryImage, disk
@@ -9,14 +10,25 @@ from imager.blockdev import BlockDisk
 from imager.layout.disk import Disk, DiskIdentity, Volume, VolumeRole
 from restore.match import Basis, Match
 from restore.plan import Plan
-from restore.planner import Surroundings, Wishes, make_plan
+from restore.planner import Wishes, make_plan
+from restore.steps import Subject
+from restore.targets import surroundings
+
+SUBJECT = Subject(repository="5e11", image="4f2a", machine="web1", taken="then")
 
 
-def plan_for(image: MemoryImage, *targets: Path, wishes: Wishes, size: int | None = None) -> Plan:
+def plan_for(
+    image: MemoryImage,
+    *targets: Path,
+    wishes: Wishes,
+    size: int | None = None,
+    as_devices: bool = False,
+) -> Plan:
     matches = []
     for saved, path in zip(image.machine.disks, targets, strict=True):
         if path.exists():
-            matches.append(Match(saved, blockdev.identify(path), Basis.NAMED))
+            found = replace(blockdev.identify(path), is_device=as_devices)
+            matches.append(Match(saved, found, Basis.NAMED))
             continue
         identity = DiskIdentity(size or saved.identity.size, 512)
         new = BlockDisk(path, identity, (), read_only=False, removable=False, is_device=False)
@@ -24,10 +36,9 @@ def plan_for(image: MemoryImage, *targets: Path, wishes: Wishes, size: int | Non
     return make_plan(
         image,
         matches,
-        reference="4f2a",
-        taken="then",
+        subject=SUBJECT,
         wishes=wishes,
-        surroundings=Surroundings(),
+        surroundings=replace(surroundings(matches), uefi=False),
     )
 
 

@@ -11,7 +11,8 @@ from imager.errors import ProgramError
 from imager.layout.firmware import BootEntry
 from restore.bootrepair import efi, esp, fallback
 from restore.bootrepair.efi import Changes, decide, new_order
-from restore.steps import EnsureFallbackLoader, Esp, SetBootEntries, Target, TargetKind
+from restore.steps import EnsureFallbackLoader, Esp, SetBootEntries
+from restore.target import Target, TargetKind
 
 MIB = 1 << 20
 UUID = "AAAAAAAA-0000-4000-8000-000000000001"

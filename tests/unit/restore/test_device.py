@@ -14,7 +14,7 @@ from imager.direct_io import page_buffer
 from imager.errors import WriteFailed
 from imager.units import KIB, MIB
 from restore.device import OpenTarget, make_file
-from restore.steps import Target, TargetKind
+from restore.target import Target, TargetKind
 from tests.direct_io import takes_direct
 
 SIZE = 64 * MIB

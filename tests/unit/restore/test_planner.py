@@ -22,6 +22,7 @@ from restore.steps import (
     MakeFile,
     RelocateBackupGpt,
     SetBootEntries,
+    Subject,
     VerifyVolume,
     WriteVolume,
 )
@@ -86,8 +87,7 @@ def plan_for(
     return make_plan(
         made,
         [Match(made.machine.disks[0], target, Basis.SIZE, is_new)],
-        reference="4f2a",
-        taken="2026-01-02T03:04:05Z",
+        subject=Subject("5e11", "4f2a", "web1", "2026-01-02T03:04:05Z"),
         wishes=wishes or Wishes(verify_written=True, boot_entries=True),
         surroundings=surroundings
         or Surroundings(uefi=True, discards=frozenset({Path("/dev/vda")})),
@@ -111,26 +111,28 @@ Steps:
   1. /dev/vda: erase the old table and signatures: zeros over bytes 0 to 8388607
      and 75497472 to 83886079
   2. /dev/vda: discard old content, bytes 8388608 to 75497471
-  3. /dev/vda: write disk0/p1 (vfat, 16.0 MiB) to bytes 1048576 to 17825791:
+  3. /dev/vda: note in bytes 20480 to 28671 what is written, until the table
+     comes there, so that an interrupted restore can go on
+  4. /dev/vda: write disk0/p1 (vfat, 16.0 MiB) to bytes 1048576 to 17825791:
      4096 data, 16773120 zeros, 0 free
-  4. /dev/vda: write disk0/p2 (ext4 "root", 46.0 MiB) to bytes 17825792 to
+  5. /dev/vda: write disk0/p2 (ext4 "root", 46.0 MiB) to bytes 17825792 to
      66060287: 1048576 data, 15728640 zeros, 31457280 free
-  5. /dev/vda: read back disk0/p1 and compare 16777216 bytes
-  6. /dev/vda: read back disk0/p2 and compare 16777216 bytes
-  7. /dev/vda: write disk0/gap1 (between partitions, 1.0 MiB) to bytes 66060288
+  6. /dev/vda: read back disk0/p1 and compare 16777216 bytes
+  7. /dev/vda: read back disk0/p2 and compare 16777216 bytes
+  8. /dev/vda: write disk0/gap1 (between partitions, 1.0 MiB) to bytes 66060288
      to 67108863: 512 data, 1048064 zeros, 0 free
-  8. /dev/vda: read back disk0/gap1 and compare 1048576 bytes
-  9. /dev/vda: write disk0/boot-area (table and boot code, 1.0 MiB) to bytes 0
+  9. /dev/vda: read back disk0/gap1 and compare 1048576 bytes
+ 10. /dev/vda: write disk0/boot-area (table and boot code, 1.0 MiB) to bytes 0
      to 1048575: 4096 data, 1044480 zeros, 0 free
- 10. /dev/vda: read back disk0/boot-area and compare 1048576 bytes
- 11. /dev/vda: move the backup GPT from the end of the saved size (67108864) to
+ 11. /dev/vda: read back disk0/boot-area and compare 1048576 bytes
+ 12. /dev/vda: move the backup GPT from the end of the saved size (67108864) to
      the end of the disk (83886080)
- 12. /dev/vda: let the kernel read the new partition table
- 13. /dev/vda: check that it has the saved GPT
+ 13. /dev/vda: let the kernel read the new partition table
+ 14. /dev/vda: check that it has the saved GPT
      BBBBBBBB-0000-4000-8000-000000000002 with 2 partitions
- 14. /dev/vda: only if partition 1 has no \\EFI\\BOOT\\BOOTX64.EFI: copy the loader
+ 15. /dev/vda: only if partition 1 has no \\EFI\\BOOT\\BOOTX64.EFI: copy the loader
      there, from \\EFI\\debian
- 15. firmware: boot entries first in order, made if missing, doubles removed:
+ 16. firmware: boot entries first in order, made if missing, doubles removed:
      "debian" = \\EFI\\debian\\shimx64.efi on partition 1 of /dev/vda
 
 Writes 34.0 MiB, of it 1.0 MiB from the image; reads 34.0 MiB back."""

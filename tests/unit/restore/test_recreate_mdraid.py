@@ -13,7 +13,7 @@ from imager.probe.mdraid_superblock import SUPERBLOCK_SIZE, superblock_places, w
 from imager.units import KIB, MIB
 from restore.device import OpenTarget
 from restore.recreate.mdraid import relocate_superblock
-from restore.steps import Target, TargetKind
+from restore.target import Target, TargetKind
 from tests.vectors.layer_files import put
 
 NAMES = {MdVersion.V1_0: "md-1.0-vfat", MdVersion.V0_90: "md-0.90-ext4"}
