@@ -6,13 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import click
+import killed
 import pytest
 from restored_disks import PASSPHRASE, SIZE, Saved, digest
 
 from imager.blockdev import BlockDisk
 from imager.console import Output
 from imager.layout.disk import DiskIdentity
-from restore import unattended
+from restore import unattended, windows
 from restore.commands.rescue import rescue
 from restore.console_ui import repositories
 from restore.console_ui.dialogue import Dialogue
@@ -260,6 +261,43 @@ def test_a_person_has_all_read_back_and_only_differences_written(
     assert "delta: write only what differs on these disks: yes" in shown
     assert "nothing differs from the image" in shown
     assert "is restored and verified" in shown
+
+
+def test_a_person_sees_what_is_resumed_and_can_begin_anew(
+    saved: Saved,
+    tmp_path: Path,
+    talk: Callable[..., tuple[AtEnd, Person]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(windows, "WINDOW", 6)
+    half = [f"disk0={tmp_path / 'one.raw'}", "--yes"]
+    assert killed.restore(saved, "bios", "--map", *half, kill_at=60).code == -9
+    lines: list[str | Callable[[], str]] = ["1", "1", image_number(capsys, "bios"), "1"]
+    lines += ["", "anew", "", "anew", "", "overwrite", "reboot"]
+    at_end, _ = talk(*lines)
+    assert at_end is AtEnd.REBOOT
+    shown = capsys.readouterr().out
+    assert "resume the restore that began" in shown
+    assert "anew: begin from the start, not where the last restore stopped: no" in shown
+    assert "anew: begin from the start, not where the last restore stopped: yes" in shown
+    assert digest(tmp_path / "one.raw") == digest(saved.mbr)
+
+
+@pytest.mark.parametrize("anew", [False, True])
+def test_an_order_resumes_unless_it_says_anew(
+    saved: Saved, share: Path, anew: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(windows, "WINDOW", 6)
+    target = share.parent / "target.raw"
+    words = ["bios", "--map", f"disk0={target}", "--yes"]
+    assert killed.restore(saved, *words, kill_at=60).code == -9
+    order(saved, share, anew=anew)
+    _, report = run(share)
+    assert report["outcome"] == "restored"
+    assert isinstance(report["steps"], list)
+    assert ("resume" in {step["name"] for step in report["steps"]}) is not anew
+    assert digest(target) == digest(saved.mbr)
 
 
 def test_enter_alone_does_nothing_and_the_end_of_input_leaves_to_the_shell(
