@@ -6,7 +6,7 @@ order: of a sector that was written twice, any of the three contents may be left
 
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -39,6 +39,17 @@ class Power:
 
     def lose(self, chance: random.Random) -> None:
         """Leave of everything that was not flushed what a disk may leave."""
+        self._leave(lambda _, versions: chance.choice(versions))
+
+    def lose_only(self, start: int, end: int) -> None:
+        """Lose what was not flushed of a range of bytes; all else was stored in time."""
+
+        def choose(sector: int, versions: Sequence[bytes]) -> bytes:
+            return versions[0 if start <= sector * SECTOR < end else -1]
+
+        self._leave(choose)
+
+    def _leave(self, choose: Callable[[int, Sequence[bytes]], bytes]) -> None:
         with ExitStack() as stack:
             files = {
                 path: stack.enter_context(path.open("r+b"))
@@ -46,7 +57,7 @@ class Power:
             }
             for (path, sector), versions in self._versions.items():
                 files[path].seek(sector * SECTOR)
-                files[path].write(chance.choice(versions))
+                files[path].write(choose(sector, versions))
         self._versions.clear()
 
     def _tick(self) -> None:

@@ -454,6 +454,34 @@ def two_equal() -> MemoryImage:
 
 
 @pytest.mark.usefixtures("small")
+def test_notes_go_to_the_slots_in_turn(tmp_path: Path) -> None:
+    (target,) = interrupted(image_with_a_table(), tmp_path)
+    data = target.read_bytes()
+    notes = [journal.decode(data[place : place + SLOT]) for place in (START, START + SLOT)]
+    assert [(note[0], note[1].done) for note in notes if note] == [(6, 5), (5, 4)]
+
+
+@pytest.mark.parametrize("wishes", [Wishes(anew=True), Wishes(delta=True)])
+@pytest.mark.usefixtures("small")
+def test_a_note_never_outlives_what_it_speaks_of(
+    tmp_path: Path, wishes: Wishes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Power goes while the old content is wiped, and the wiping of the journal alone is lost."""
+    image = image_with_a_table()
+    power = Power(monkeypatch)
+    for moment in range(8):
+        targets = interrupted(image, tmp_path)
+        power.lose_only(0, 0)
+        power.cut_after(moment)
+        with pytest.raises(PowerCut):
+            go(image, targets, wishes)
+        power.never_cut()
+        power.lose_only(START, END)
+        go(image, targets)
+        assert_restored(image, targets)
+
+
+@pytest.mark.usefixtures("small")
 def test_swapped_targets_do_not_resume(tmp_path: Path) -> None:
     image = two_equal()
     one, two = interrupted(image, tmp_path)
