@@ -18,6 +18,7 @@ from typing import Any, Final
 from imager.errors import RemetalError, TargetError, VerificationFailed
 from imager.stages import Stages
 from restore import journal
+from restore.boot_steps import EnsureFallbackLoader, LogToEsp, SetBootEntries
 from restore.bootrepair import efi, fallback
 from restore.bootrepair.esp import write_log
 from restore.comparison import (
@@ -40,16 +41,13 @@ from restore.steps import (
     CompareVolume,
     DiscardDisk,
     EmptyFile,
-    EnsureFallbackLoader,
     InvalidateEnds,
-    LogToEsp,
     MakeFile,
     Phase,
     RelocateBackupGpt,
     RelocateMdSuperblock,
     RereadTable,
     Resume,
-    SetBootEntries,
     Step,
     VerifyVolume,
     WipeSignatures,

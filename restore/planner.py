@@ -15,29 +15,25 @@ from imager.layout.mdraid import AT_END, MdArray
 from imager.layout.partition_table import Partition, TableKind
 from imager.units import MIB
 from restore import resumption
+from restore.boot_steps import EFI_SUFFIXES, EnsureFallbackLoader, Esp, LogToEsp, SetBootEntries
 from restore.journal import Found
 from restore.match import Match, describe
 from restore.plan import Plan
 from restore.resumption import Way
 from restore.runs import EDGE, Image, each_part
 from restore.steps import (
-    EFI_SUFFIXES,
     CheckTable,
     ClearOutside,
     CompareVolume,
     DiscardDisk,
     EmptyFile,
-    EnsureFallbackLoader,
-    Esp,
     InvalidateEnds,
-    LogToEsp,
     MakeFile,
     Phase,
     RelocateBackupGpt,
     RelocateMdSuperblock,
     RereadTable,
     Resume,
-    SetBootEntries,
     Step,
     Subject,
     VerifyVolume,

@@ -14,9 +14,9 @@ from imager import process
 from imager.errors import ProgramError
 from imager.layout.firmware import BootEntry
 from imager.probe.firmware import decode_boot_entry
+from restore.boot_steps import Esp, SetBootEntries
 from restore.bootrepair.esp import find_loaders, list_files
 from restore.bootrepair.fallback import loader_names
-from restore.steps import Esp, SetBootEntries
 
 _EFI: Final = Path("/sys/firmware/efi")
 _GLOBAL: Final = "8be4df61-93ca-11d2-aa0d-00e098032b8c"  # EFI_GLOBAL_VARIABLE

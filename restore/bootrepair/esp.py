@@ -13,7 +13,7 @@ from typing import Final
 
 from imager import process
 from imager.errors import ProgramError, ProgramMissing
-from restore.steps import Esp
+from restore.boot_steps import Esp
 
 LOG_PATH: Final = "\\EFI\\remetal\\restore.log"
 

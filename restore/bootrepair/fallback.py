@@ -7,8 +7,8 @@ from pathlib import PureWindowsPath
 from typing import Final
 
 from imager.errors import ProgramError
+from restore.boot_steps import EFI_SUFFIXES, EnsureFallbackLoader, fallback_path
 from restore.bootrepair.esp import Loader, copy, find_loaders, list_files
-from restore.steps import EFI_SUFFIXES, EnsureFallbackLoader, fallback_path
 
 # The best first; {} is the architecture as UEFI writes it in file names. shim comes before the
 # GRUB it starts, since only shim is trusted by firmware that checks signatures.

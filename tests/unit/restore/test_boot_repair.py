@@ -9,9 +9,9 @@ import pytest
 from imager import process
 from imager.errors import ProgramError
 from imager.layout.firmware import BootEntry
+from restore.boot_steps import EnsureFallbackLoader, Esp, SetBootEntries
 from restore.bootrepair import efi, esp, fallback
 from restore.bootrepair.efi import Changes, decide, new_order
-from restore.steps import EnsureFallbackLoader, Esp, SetBootEntries
 from restore.target import Target, TargetKind
 
 MIB = 1 << 20

@@ -12,13 +12,9 @@ from imager.layout.filesystem import Filesystem
 from imager.layout.layers import Layers
 from imager.layout.lvm import LogicalVolume, PhysicalVolume, VolumeGroup
 from imager.layout.mdraid import MdArray, MdMember, MdState, MdVersion
+from restore.boot_steps import EnsureFallbackLoader, LogToEsp
 from restore.planner import Surroundings, Wishes
-from restore.steps import (
-    EnsureFallbackLoader,
-    LogToEsp,
-    RelocateBackupGpt,
-    RelocateMdSuperblock,
-)
+from restore.steps import RelocateBackupGpt, RelocateMdSuperblock
 
 
 def member(place: str, number: int) -> MdMember:

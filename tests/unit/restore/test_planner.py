@@ -12,20 +12,11 @@ from imager.layout.disk import Disk, DiskIdentity, Volume, VolumeRole
 from imager.layout.filesystem import Filesystem
 from imager.layout.firmware import BootEntry, Firmware, FirmwareKind
 from imager.layout.partition_table import Partition, PartitionTable, TableKind
+from restore.boot_steps import EnsureFallbackLoader, LogToEsp, SetBootEntries
 from restore.match import Basis, Match
 from restore.plan import Plan
 from restore.planner import Surroundings, Wishes, make_plan
-from restore.steps import (
-    EmptyFile,
-    EnsureFallbackLoader,
-    LogToEsp,
-    MakeFile,
-    RelocateBackupGpt,
-    SetBootEntries,
-    Subject,
-    VerifyVolume,
-    WriteVolume,
-)
+from restore.steps import EmptyFile, MakeFile, RelocateBackupGpt, Subject, VerifyVolume, WriteVolume
 
 MIB = 1 << 20
 ESP_UUID = "AAAAAAAA-0000-4000-8000-000000000001"
