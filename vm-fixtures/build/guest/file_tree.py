@@ -36,28 +36,28 @@ class Tree:
         self.volatile = volatile
         self.device = os.lstat(root).st_dev
         self.entries: list[tuple[str, os.stat_result]] = []
-        self.links: dict[int, str] = {}
+        self.links: dict[tuple[int, int], str] = {}
         self._walk(root)
         self.entries.sort(key=lambda entry: os.fsencode(entry[0]))
         for path, found in self.entries:
             if found.st_nlink > 1 and not stat.S_ISDIR(found.st_mode):
-                self.links.setdefault(found.st_ino, path)  # the group's first name
+                self.links.setdefault((found.st_dev, found.st_ino), path)  # the group's first name
         self.digests: dict[str, str] = {}
 
     def _walk(self, root: str) -> None:
-        waiting = [root]
+        waiting = [(root, self.device)]
         while waiting:
-            path = waiting.pop()
+            path, device = waiting.pop()
             if path in self.volatile:
                 continue
             self.entries.append((path, os.lstat(path)))
             with os.scandir(path) as entries:
                 for entry in entries:
                     found = entry.stat(follow_symlinks=False)
-                    if found.st_dev != self.device and found.st_ino != SUBVOLUME:
+                    if found.st_dev != device and found.st_ino != SUBVOLUME:
                         continue
                     if stat.S_ISDIR(found.st_mode):
-                        waiting.append(entry.path)
+                        waiting.append((entry.path, found.st_dev))
                     elif entry.path not in self.volatile:
                         self.entries.append((entry.path, found))
 
@@ -92,9 +92,9 @@ class Tree:
         ]
         content = ""
         if stat.S_ISREG(found.st_mode):
-            meta += (found.st_size, found.st_nlink, self.links.get(found.st_ino))
+            meta += (found.st_size, found.st_nlink, self.links.get((found.st_dev, found.st_ino)))
             # Hard links are one file: its content is read under its first name.
-            if self.links.get(found.st_ino, path) == path:
+            if self.links.get((found.st_dev, found.st_ino), path) == path:
                 content = self._content(path, found, buffer, meta)
         elif stat.S_ISLNK(found.st_mode):
             meta.append(os.readlink(path))  # noqa: PTH115 - thousands, Path is slow
