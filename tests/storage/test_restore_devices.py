@@ -229,16 +229,13 @@ def test_a_bit_lost_below_the_kernels_cache_is_found(
     disk = noisy(tmp_path / "disk")
     flush = OpenTarget.flush
     place = ROOT_AT + 1024  # the superblock of ext4
-    flushed: list[OpenTarget] = []
 
     def flush_and_lose(self: OpenTarget) -> None:
         flush(self)
-        flushed.append(self)
-        if len(flushed) == 2:  # the first is of the wiped signatures, the second of all content
-            with disk.open("r+b") as file:
-                file.seek(place)
-                file.write(b"\xff")
-                os.fsync(file.fileno())
+        with disk.open("r+b") as file:  # the last time after all content was written
+            file.seek(place)
+            file.write(b"\xff")
+            os.fsync(file.fileno())
 
     monkeypatch.setattr(OpenTarget, "flush", flush_and_lose)
     with loop(disk, "--direct-io=on") as device:
