@@ -10,9 +10,9 @@ from imager.errors import ObjectDamaged, TargetError
 from imager.layout.disk import Disk, Volume, VolumeRole
 from imager.layout.firmware import BootEntry, FirmwareKind
 from imager.layout.layers import Layers
-from imager.layout.machine import Machine
+from imager.layout.machine import Machine, system_partitions
 from imager.layout.mdraid import AT_END, MdArray
-from imager.layout.partition_table import Partition, TableKind
+from imager.layout.partition_table import TableKind
 from imager.units import MIB
 from restore import resumption
 from restore.boot_steps import EFI_SUFFIXES, EnsureFallbackLoader, Esp, LogToEsp, SetBootEntries
@@ -41,8 +41,6 @@ from restore.steps import (
     WriteVolume,
 )
 from restore.target import Target, TargetKind
-
-_ESP_TYPE: Final = "C12A7328-F81F-11D2-BA4B-00A0C93EC93B"
 
 # Primary tables, their backups, and the labels of a filesystem or RAID member without a table.
 _TABLE_REACH: Final = MIB
@@ -361,8 +359,8 @@ def _boot(
         return (), (no_esp,) if wishes.log_to_esp else ()
     esps = tuple(
         Esp(targets[disk.id], part.number, (part.uuid or "").upper(), part.offset, part.length)
-        for disk in machine.disks
-        for part in _esp_partitions(disk)
+        for disk, part in system_partitions(machine.disks, machine.layers)
+        if disk.table is not None and disk.table.kind is TableKind.GPT
     )
     uuids = {esp.uuid for esp in esps}
     entries = tuple(
@@ -401,14 +399,6 @@ def _mirror(layers: Layers, esp: Esp) -> MdArray | None:
     """Return the array of md that an EFI system partition is part of, if any."""
     disk = esp.target.disk
     return layers.array_of(f"{disk}/p{esp.number}") or layers.array_of(disk)
-
-
-def _esp_partitions(disk: Disk) -> Iterator[Partition]:
-    if disk.table is None or disk.table.kind is not TableKind.GPT:
-        return
-    for part in disk.table.partitions:
-        if part.type.upper() == _ESP_TYPE:
-            yield part
 
 
 def _fallbacks(

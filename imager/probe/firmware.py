@@ -13,10 +13,10 @@ from typing import Final
 from imager.layout.disk import Disk
 from imager.layout.firmware import BootEntry, Firmware, FirmwareKind
 from imager.layout.layers import Layers
+from imager.layout.machine import outer_filesystem, system_partitions
 
 _EFI: Final = Path("/sys/firmware/efi")
 _GLOBAL: Final = "8be4df61-93ca-11d2-aa0d-00e098032b8c"  # EFI_GLOBAL_VARIABLE
-_ESP_TYPES: Final = frozenset({"C12A7328-F81F-11D2-BA4B-00A0C93EC93B", "ef"})
 _ATTRIBUTES_LENGTH: Final = 4  # efivarfs puts the variable's attributes before its data
 _MEDIA: Final = 4  # device path type: media
 _HARD_DRIVE: Final = 1  # … its sub-types
@@ -52,16 +52,10 @@ def infer_firmware(disks: Iterable[Disk], layers: Layers) -> Firmware:
     Secure Boot and boot entries live in the firmware and can't be known from disks. An EFI system
     partition may be mirrored by md, with its filesystem where the firmware expects it.
     """
-    for disk in disks:
-        if disk.table is None:
-            continue
-        system = {part.number for part in disk.table.partitions if part.type in _ESP_TYPES}
+    for disk, part in system_partitions(disks, layers):
         for volume in disk.volumes:
-            filesystem = volume.filesystem
-            array = layers.array_of(volume.id)
-            if array is not None and all(member.data_offset == 0 for member in array.members):
-                filesystem = array.filesystem
-            if volume.partition in system and filesystem and filesystem.type == "vfat":
+            filesystem = outer_filesystem(volume, layers)
+            if volume.partition == part.number and filesystem and filesystem.type == "vfat":
                 return Firmware(FirmwareKind.UEFI)
     return Firmware(FirmwareKind.BIOS)
 

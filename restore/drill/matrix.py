@@ -50,6 +50,11 @@ class Cell:
     firmware: Firmware | None = None
     medium: Medium | None = None
 
+    def __str__(self) -> str:
+        """Return its name."""
+        given = (each.value for each in (self.variation, self.firmware, self.medium) if each)
+        return " ".join((self.machine, *given))
+
     def drill(self, choices: run.Choices, settings: Settings) -> Result:
         """Run it; see `run.drill_fixture`."""
         mine = replace(

@@ -12,6 +12,8 @@ from imager.layout.disk import Disk, DiskIdentity, Volume, VolumeRole
 from imager.layout.filesystem import Filesystem
 from imager.layout.firmware import BootEntry, Firmware, FirmwareKind
 from imager.layout.layers import Layers
+from imager.layout.machine import system_partitions
+from imager.layout.mdraid import MdArray, MdMember, MdState, MdVersion
 from imager.layout.partition_table import Partition, PartitionTable, TableKind
 from imager.probe.firmware import decode_boot_entry, infer_firmware, read_firmware
 
@@ -125,3 +127,30 @@ def make_disk(kind: TableKind, part_type: str, filesystem: str | None) -> Disk:
 )
 def test_what_disks_are_made_for(disk: Disk, kind: FirmwareKind) -> None:
     assert infer_firmware([disk], Layers()) == Firmware(kind)
+
+
+RAID = "A19D880F-05FC-4D3B-A006-743F0F84911E"
+
+
+@pytest.mark.parametrize(
+    ("part_type", "data_offset", "kind"),
+    [
+        (RAID, 0, FirmwareKind.UEFI),
+        (ESP, 0, FirmwareKind.UEFI),
+        (RAID, 1 << 20, FirmwareKind.BIOS),  # firmware sees no filesystem there
+        (ESP, 1 << 20, FirmwareKind.BIOS),
+    ],
+)
+def test_a_mirrored_system_partition_counts_where_firmware_sees_its_fat(
+    part_type: str, data_offset: int, kind: FirmwareKind
+) -> None:
+    disk = make_disk(TableKind.GPT, part_type, "linux_raid_member")
+    member = MdMember("disk0/p1", 0, 0, MdState.ACTIVE, 3, clean=True, data_offset=data_offset)
+    array = MdArray(
+        "md0", "u", "h:esp", "raid1", MdVersion.V1_0, 2, 0, bitmap=False, degraded=False,
+        members=(member,), filesystem=Filesystem("vfat"),
+    )  # fmt: skip
+    layers = Layers(md=(array,))
+    assert infer_firmware([disk], layers) == Firmware(kind)
+    found = list(system_partitions([disk], layers))
+    assert bool(found) is (kind is FirmwareKind.UEFI or part_type == ESP)
