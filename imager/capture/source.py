@@ -11,6 +11,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -145,6 +146,37 @@ def open_source(path: Path) -> Iterator[ProbeSource]:
             of_this_machine=False,
             marks=tuple(map(blockdev.write_mark, files)),
         )
+
+
+def with_serials(sources: Sequence[ProbeSource], serials: Sequence[str]) -> tuple[ProbeSource, ...]:
+    """Return sources with the serial numbers that a person gave their disk files.
+
+    A file has none by itself, and without one equal disks can't be told apart at a restore.
+
+    Args:
+        sources: that are open.
+        serials: each as DISK=SERIAL.
+
+    Raises:
+        UsageError: not of this form, of a disk that is not captured, or of one that has its own.
+    """
+    known = list(sources)
+    places = {Path(source.origin).resolve(): number for number, source in enumerate(sources)}
+    for value in serials:
+        disk, _, serial = value.rpartition("=")
+        number = places.get(Path(disk).resolve())
+        if not disk or not serial:
+            raise UsageError(
+                f"--serial {value} is not of the form DISK=SERIAL",
+                hint="For example: --serial /var/lib/vm/web1.qcow2=WD-1234",
+            )
+        if number is None:
+            raise UsageError(f"--serial names {disk}, which is none of the captured disks")
+        if known[number].path.is_block_device() or known[number].identity.serial is not None:
+            raise UsageError(f"--serial is for disk files, each once: {disk} has a serial number")
+        identity = replace(known[number].identity, serial=serial)
+        known[number] = replace(known[number], identity=identity)
+    return tuple(known)
 
 
 def check_unwritten(marks: Iterable[WriteMark]) -> None:

@@ -12,7 +12,7 @@ from imager import politeness
 from imager.capture.capture import Captured
 from imager.capture.capture import capture as run_capture
 from imager.capture.planner import CapturePlan, plan
-from imager.capture.source import default_disks, open_sources
+from imager.capture.source import default_disks, open_sources, with_serials
 from imager.commands.repository_argument import repository_argument
 from imager.commands.secrets import credential_option, load_credential
 from imager.commands.stage_table import show_stages, stats_option
@@ -49,6 +49,14 @@ class _Level(click.ParamType[int | None]):
     help="A block device, or a raw or qcow2 file; may be given more than once. "
     "By default every disk of this machine except those that hold the repository.",
 )
+@click.option(
+    "--serial",
+    "serials",
+    multiple=True,
+    metavar="DISK=SERIAL",
+    help="Serial number that the machine reads of a disk file, which has none by itself: by it a "
+    "restore tells equal disks apart. May be given more than once.",
+)
 @click.option("--name", help="Name of the machine; by default this host's name.")
 @click.option(
     "--compression",
@@ -77,6 +85,7 @@ def capture(
     out: Output,
     repo: Place,
     disks: tuple[Path, ...],
+    serials: tuple[str, ...],
     name: str | None,
     compression: int | None,
     polite: bool,
@@ -102,7 +111,8 @@ def capture(
     repository.credential_keys(held)
     chosen = disks or default_disks(repository.backend.folders)
     with open_sources(chosen) as sources:
-        planned = plan(sources, name or platform.node() or "machine", forensic=forensic)
+        named = with_serials(sources, serials)
+        planned = plan(named, name or platform.node() or "machine", forensic=forensic)
         _show_plan(out, planned)
         if dry_run:
             out.document({"dry_run": True, **_plan_document(planned)})

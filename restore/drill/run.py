@@ -159,7 +159,8 @@ def drill_fixture(name: str, choices: Choices, settings: Settings) -> Result:
         with steps.step("copy its disks"):
             copies = fixture.copy_disks(built.disks, places.folder, "machine")
         store = choices.store or Store.of(Place(str(places.folder / "repository"), Access()))
-        subject = _capture(name, copies, store, places, steps, sheet)
+        serials = [disk.serial for disk in built.disks]
+        subject = _capture(name, copies, serials, store, places, steps, sheet)
         scenario.check_firmware(subject.machine, firmware)
         for number, copy in enumerate(copies):
             with steps.step("destroy the machine" + f" (disk {number})" * bool(number)) as remark:
@@ -200,7 +201,13 @@ def _leave_stale(built: fixture.Fixture, places: Places) -> BlankDisk:
 
 
 def _capture(
-    name: str, disks: Sequence[Path], store: Store, places: Places, steps: Steps, sheet: _Sheet
+    name: str,
+    disks: Sequence[Path],
+    serials: Sequence[str],
+    store: Store,
+    places: Places,
+    steps: Steps,
+    sheet: _Sheet,
 ) -> Subject:
     """Save a machine as a person would: two commands, with a passphrase nobody will need again."""
     keys = places.folder / "keys"
@@ -212,6 +219,8 @@ def _capture(
         made = fixture.remetal(fixture.Made, "init", *fixture.words(store.owner), *words)
     with steps.step("capture") as remark:
         chosen: list[str | Path] = [word for disk in disks for word in ("--disk", disk)]
+        for disk, serial in zip(disks, serials, strict=True):
+            chosen += ["--serial", f"{disk}={serial}"]
         chosen += ["--name", name, "--credential", made.credential]
         captured = fixture.remetal(
             fixture.Captured, "capture", *fixture.words(store.machine), *chosen

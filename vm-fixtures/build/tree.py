@@ -43,6 +43,9 @@ def personalise(machine: Machine, tree: Path) -> None:
     _write(etc / "machine-id", machine.machine_id + "\n")
     _write(etc / "resolv.conf", "")
     _write(etc / "fstab", render("fstab", filesystems=machine.filesystem))
+    # On a busy host everything takes long, and a swap that came too late would be a difference.
+    limits = "[Manager]\nDefaultTimeoutStartSec=15min\nDefaultDeviceTimeoutSec=15min\n"
+    _write(etc / "systemd/system.conf.d/fixture.conf", limits)
     _services(machine, tree)
     for each in machine.filesystem:
         if each.mountpoint is not None:

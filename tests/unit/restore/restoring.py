@@ -8,7 +8,7 @@ from memory_image import MemoryImage, disk
 from imager import blockdev
 from imager.blockdev import BlockDisk
 from imager.layout.disk import Disk, DiskIdentity, Volume, VolumeRole
-from restore.match import Basis, Match
+from restore.match import Basis, Match, Survey
 from restore.plan import Plan
 from restore.planner import Wishes, make_plan
 from restore.steps import Subject
@@ -38,7 +38,7 @@ def plan_for(
         matches,
         subject=SUBJECT,
         wishes=wishes,
-        surroundings=replace(surroundings(matches), uefi=False),
+        surroundings=replace(surroundings(image.machine, matches, Survey((), {}, {})), uefi=False),
     )
 
 

@@ -391,7 +391,7 @@ def test_what_does_not_fit_begins_anew(
         process.run("sfdisk", "--quiet", targets[0], stdin=b"label: gpt\n")
     elif change == "wwn":
         make = planner._target
-        monkeypatch.setattr(planner, "_target", lambda match: replace(make(match), wwn="0x5000"))
+        monkeypatch.setattr(planner, "_target", lambda *given: replace(make(*given), wwn="0x5000"))
     plan = plan_again(image, targets)
     assert plan.resume is None
     assert any(isinstance(step, BeginJournal) for step in plan.steps)
