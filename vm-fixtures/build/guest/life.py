@@ -265,13 +265,12 @@ def boot_entry() -> None:
     )
     device = Path("/sys/class/block") / Path(source).resolve().name
     partitions = sorted((device / "slaves").iterdir()) if (device / "md").exists() else [device]
-    for number, partition in enumerate(partitions, 1):
+    for partition in reversed(partitions):  # what is made last comes first
         run(
             *("/usr/bin/efibootmgr", "--quiet", "--create"),
             *("--disk", Path("/dev") / partition.resolve().parent.name),
             *("--part", (partition / "partition").read_text().strip()),
-            *("--label", "debian" if number == 1 else f"debian {number}"),
-            *("--loader", r"\EFI\debian\shimx64.efi"),
+            *("--label", "debian", "--loader", r"\EFI\debian\shimx64.efi"),
         )
 
 
