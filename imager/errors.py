@@ -37,7 +37,8 @@ hint: the next thing a tired person should do.
     │   ├── NoTarget               45
     │   ├── WriteFailed            46
     │   ├── VerificationFailed     47
-    │   └── NotConfirmed           48
+    │   ├── NotConfirmed           48
+    │   └── ForeignTarget          49   holds data that is not of the machine, and was not named
     ├── OutputError                50
     │   ├── NoRoom                 51
     │   ├── OutputExists           52
@@ -355,6 +356,17 @@ class NotConfirmed(TargetError):
     id = "not-confirmed"
     exit_code = 48
     default_hint = "Nothing was written."
+
+
+class ForeignTarget(TargetError):
+    """A disk that nobody recognised holds data of something else, and nobody has named it."""
+
+    id = "foreign-target"
+    exit_code = 49
+    default_hint = (
+        "If it is really meant: --overwrite-serial SERIAL, or choose another disk; nothing was "
+        "written."
+    )
 
 
 class OutputError(RemetalError):

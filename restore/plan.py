@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from imager.units import format_size
+from restore import foreign
 from restore.steps import CompareVolume, Phase, Resume, Step, VerifyVolume, WriteVolume
 from restore.target import Target
 
@@ -102,6 +103,8 @@ class Plan:
         yield "ALL DATA on these disks will be replaced:"
         for target in self.targets:
             yield from _wrap(target.describe(), "  ", "    ")
+            if target.foreign:
+                yield from _wrap(foreign.describe(target), "    ", "      ")
             yield from _wrap(f"takes {target.saved}", "    ", "      ")
             for layer in target.layers:
                 yield from _wrap(f"with {layer}", "    ", "      ")

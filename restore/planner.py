@@ -14,9 +14,10 @@ from imager.layout.machine import Machine, system_partitions
 from imager.layout.mdraid import AT_END, MdArray
 from imager.layout.partition_table import TableKind
 from imager.units import MIB
-from restore import resumption
+from restore import foreign, marks, resumption
 from restore.boot_steps import EFI_SUFFIXES, EnsureFallbackLoader, Esp, LogToEsp, SetBootEntries
 from restore.journal import Found
+from restore.marks import Carried
 from restore.match import Match, describe
 from restore.plan import Plan
 from restore.resumption import Way
@@ -89,12 +90,14 @@ class Surroundings:
         discards: devices that accept discards.
         twins: notes on disks that stay and carry the same as the machine.
         journals: of interrupted restores, by the saved disk whose target holds one.
+        carried: what is on the targets that could be foreign, by saved disk.
     """
 
     uefi: bool = False
     discards: frozenset[Path] = frozenset()
     twins: tuple[str, ...] = ()
     journals: Mapping[str, Found] = field(default_factory=dict)
+    carried: Mapping[str, Carried] = field(default_factory=dict)
 
 
 def make_plan(
@@ -119,7 +122,11 @@ def make_plan(
         TargetError: the backup GPT can't be moved on this target.
     """
     machine = image.machine
-    targets = {match.saved.id: _target(match, machine.layers) for match in matches}
+    strange = _foreign(machine, surroundings, subject)
+    targets = {
+        match.saved.id: _target(match, machine.layers, strange.get(match.saved.id, ()))
+        for match in matches
+    }
     writes: list[WriteVolume] = []
     steps: list[Step] = []
     for disk in machine.disks:
@@ -177,7 +184,20 @@ def _way(wishes: Wishes) -> Way:
     return Way.ANEW if wishes.anew else Way.RESUME
 
 
-def _target(match: Match, layers: Layers) -> Target:
+def _foreign(
+    machine: Machine, surroundings: Surroundings, subject: Subject
+) -> dict[str, tuple[str, ...]]:
+    """Return what makes targets foreign, by saved disk."""
+    own = frozenset(marks.marks_of(machine.disks, machine.layers))
+    return {
+        disk: foreign.foreign_content(
+            carried, own, surroundings.journals.get(disk), subject.repository
+        )
+        for disk, carried in surroundings.carried.items()
+    }
+
+
+def _target(match: Match, layers: Layers, strange: tuple[str, ...]) -> Target:
     disk, saved = match.target, match.saved
     if match.is_new:
         kind = TargetKind.NEW_FILE
@@ -200,6 +220,7 @@ def _target(match: Match, layers: Layers) -> Target:
             for place in (saved.id, *(volume.id for volume in saved.volumes))
             if (words := layers.describe(place))
         ),
+        foreign=strange,
     )
 
 

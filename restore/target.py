@@ -32,6 +32,7 @@ class Target:
         basis: why this target was chosen, in words.
         wwn: or None.
         layers: what the saved disk carries between partitions and filesystems, in words.
+        foreign: what it holds, in words, where that is not of this machine (`restore.foreign`).
     """
 
     disk: str
@@ -46,6 +47,7 @@ class Target:
     basis: str
     wwn: str | None = None
     layers: tuple[str, ...] = ()
+    foreign: tuple[str, ...] = ()
 
     def describe(self) -> str:
         """Say which disk this is, so that a person can find it in the rack."""

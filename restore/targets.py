@@ -11,7 +11,7 @@ from imager.blockdev import BlockDisk
 from imager.errors import NoRoom, NoTarget, SourceError
 from imager.layout.machine import Machine
 from imager.units import format_size
-from restore import journal
+from restore import foreign, journal
 from restore.bootrepair.efi import started_by_uefi
 from restore.journal import head_of
 from restore.match import Match, NewFile, Survey
@@ -74,6 +74,9 @@ def surroundings(machine: Machine, matches: Sequence[Match], seen: Survey) -> Su
         discards=frozenset(device for device in targets if _discards(device)),
         twins=twin_notes(machine, others),
         journals=journals,
+        carried={
+            match.saved.id: foreign.look(match.target) for match in matches if foreign.can_be(match)
+        },
     )
 
 

@@ -22,7 +22,7 @@ from imager.repository.backend.endpoint import Endpoint, endpoint_of, is_remote
 from imager.repository.backend.place import Place
 from imager.repository.repository import Repository
 from imager.units import format_duration
-from restore import clock, job, network
+from restore import clock, foreign, job, network
 from restore.log import RestoreLog, write_durably
 from restore.medium import AtEnd, Medium
 from restore.planner import Wishes
@@ -47,6 +47,8 @@ class Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         anew: begin from the start, also where an interrupted restore could be resumed.
         at_end: what follows when all went well.
         maps: saved disk → target, as with `--map`; by default disks are recognised.
+        overwrite_serials: serial numbers of disks that are overwritten although they hold data of
+            something else (`restore.foreign`); of a disk without one, its size in bytes.
         log_to_esp: also leave the log on the restored machine.
         ssh_key: file in the shared directory that is shown over SSH; without it, and without the
             next one, the passphrase must open the keys on the medium.
@@ -67,6 +69,7 @@ class Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     anew: bool = False
     at_end: AtEnd = AtEnd.POWEROFF
     maps: dict[str, str] = msgspec.field(default_factory=dict)
+    overwrite_serials: tuple[str, ...] = ()
     log_to_esp: bool = False
     ssh_key: str | None = None
     store_credentials: str | None = None
@@ -152,6 +155,7 @@ def restore(out: Output, share: Path, medium: Medium, order: Order, log: Restore
     plan = job.prepare(repository, opened, mapping, wishes, log)
     for line in plan.lines():
         out.say(line)
+    foreign.require(plan.targets, order.overwrite_serials)
     job.carry_out(out, opened, plan, log)
     out.say(f"{plan.machine} is restored.")
 

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -14,12 +15,13 @@ from imager.errors import NotConfirmed, UsageError
 from imager.repository.backend.place import Place
 from imager.repository.repository import Repository
 from imager.units import format_duration
-from restore import job
+from restore import foreign, job
 from restore.log import DEFAULT_PATH, RestoreLog
 from restore.match import parse_map
 from restore.medium import on_medium
 from restore.plan import Plan
 from restore.planner import Wishes
+from restore.target import Target
 
 CONFIRMATION = "overwrite"
 
@@ -37,7 +39,19 @@ CONFIRMATION = "overwrite"
     "By default disks are recognised by WWN, serial and size.",
 )
 @click.option("--dry-run", is_flag=True, help="Show the plan, and write nothing.")
-@click.option("--yes", is_flag=True, help="Do not ask before writing.")
+@click.option(
+    "--yes",
+    is_flag=True,
+    help="Do not ask before writing. A foreign disk must be named with --overwrite-serial as well.",
+)
+@click.option(
+    "--overwrite-serial",
+    "overwrite_serials",
+    multiple=True,
+    metavar="SERIAL",
+    help="Overwrite the disk with this serial number although it is foreign; may be given more than "
+    "once. Of a disk without one: its size in bytes.",
+)
 @click.option(
     "--delta",
     is_flag=True,
@@ -84,6 +98,7 @@ def restore(
     maps: tuple[str, ...],
     dry_run: bool,
     yes: bool,
+    overwrite_serials: tuple[str, ...],
     delta: bool,
     anew: bool,
     verify_written: bool,
@@ -100,6 +115,9 @@ def restore(
     The plan is shown first; nothing is written before it is agreed to. Disks that are in use, that
     hold the repository, this system or the rescue medium, and disks that are too small are
     refused.
+
+    A disk is foreign when it is not recognised by WWN or serial and holds data that is not of the
+    machine in IMAGE. The plan says what it holds, and its serial number has to be typed.
 
     A restore that was interrupted goes on where it stood when it is started again; one with --delta
     compares everything again.
@@ -131,11 +149,14 @@ def restore(
         plan = job.prepare(repository, opened, mapping, wishes, log)
         for line in plan.lines():
             out.say(line)
+        unnamed = foreign.unnamed(plan.targets, overwrite_serials)
         if dry_run:
             out.document({"dry_run": True, "plan": plan.document()})
             return
-        if not yes:
-            _confirm(out, plan)
+        if yes:
+            foreign.require(plan.targets, overwrite_serials)
+        else:
+            _confirm(out, plan, unnamed)
         try:
             job.carry_out(out, opened, plan, log)
         finally:
@@ -155,8 +176,13 @@ def restore(
     out.say(f"{plan.machine} is restored {verified}in {format_duration(seconds)}.")
 
 
-def _confirm(out: Output, plan: Plan) -> None:
-    """Ask for a word that nobody types by accident.
+def _confirm(out: Output, plan: Plan, unnamed: Sequence[Target]) -> None:
+    """Ask for a word that nobody types by accident; where disks are foreign, for their serials.
+
+    Args:
+        out: where to ask.
+        plan: what is to be agreed to.
+        unnamed: foreign targets that the command line does not name.
 
     Raises:
         NotConfirmed: something else was typed, or there is no terminal to ask at.
@@ -170,8 +196,14 @@ def _confirm(out: Output, plan: Plan) -> None:
     out.say("This overwrites:")
     for target in plan.targets:
         out.say(f"  {target.describe()}")
-    answer: str = click.prompt(
-        f"Type {CONFIRMATION} to go on, anything else to stop", default="", show_default=False
-    )
-    if answer.strip() != CONFIRMATION:
+    for target in unnamed:
+        out.say()
+        out.say(f"{target.path} {foreign.describe(target)}.")
+        foreign.check_answer(target, _ask(foreign.question(target)))
+    if not unnamed and _ask(f"Type {CONFIRMATION} to go on") != CONFIRMATION:
         raise NotConfirmed("the plan was not agreed to")
+
+
+def _ask(question: str) -> str:
+    answer: str = click.prompt(f"{question}, anything else to stop", default="", show_default=False)
+    return answer.strip()

@@ -1,7 +1,8 @@
 """What the rescue medium asks a person, from the first question to the restored machine.
 
 It follows one line: repository, recovery key, image, disks, plan, agreement, result. Nothing is
-written to a disk before the word `overwrite` is typed under the plan.
+written to a disk before the word `overwrite` is typed under the plan, and after it the serial number
+of each foreign disk.
 """
 
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from imager.repository.image import SealedImage
 from imager.repository.repository import Repository
 from imager.repository.retrieval import OpenImage, Unlocked
 from imager.units import format_duration, format_size
-from restore import job
+from restore import foreign, job
 from restore.console_ui import repositories
 from restore.console_ui.repositories import Found
 from restore.console_ui.stores import ChooseAnother, Stores
@@ -29,6 +30,7 @@ from restore.match import describe
 from restore.medium import RUN, AtEnd, Medium
 from restore.plan import Plan
 from restore.planner import Wishes
+from restore.target import Target
 
 OVERWRITE: Final = "overwrite"
 _DISKS: Final = "disks"
@@ -194,6 +196,9 @@ class Dialogue:
             self._terminal.page(plan.lines())
             answer = self._ask_agreement(plan, wishes)
             if answer == OVERWRITE:
+                for target in plan.targets:
+                    if target.foreign:
+                        self._ask_name(target)
                 return plan
             if answer.lower() == _DISKS:
                 mapping = self._choose_disks(opened.machine)
@@ -214,6 +219,17 @@ class Dialogue:
             f"Type {OVERWRITE} to start, {_DISKS} to choose other disks, "
             f"{', '.join(words[:-1])} or {words[-1]} to change that, {AGAIN}, {SHELL}"
         )
+
+    def _ask_name(self, target: Target) -> None:
+        """Have a foreign disk named.
+
+        Raises:
+            NotConfirmed: something else was typed.
+        """
+        self._terminal.say()
+        self._terminal.say(target.describe())
+        self._terminal.say(foreign.describe(target))
+        foreign.check_answer(target, self._terminal.ask(foreign.question(target)))
 
     def _choose_disks(self, machine: Machine) -> dict[str, Path]:
         mapping: dict[str, Path] = {}

@@ -50,6 +50,12 @@ class Saved:
         )
 
 
+def onto(device: Path) -> list[str]:
+    """Words that restore onto a loop device, whatever it holds: its size names it."""
+    size = process.run("blockdev", "--getsize64", device).strip()
+    return ["--map", f"disk0={device}", "--overwrite-serial", size]
+
+
 def run(words: list[str]) -> int:
     try:
         return console.run(words)
@@ -128,6 +134,16 @@ def make_mbr(path: Path, scratch: Path) -> None:
         part = scratch / f"part{number}"
         process.run("mke2fs", "-q", "-t", "ext4", "-d", scratch / "tree", part, f"{size // 1024}k")
         place(path, offset, part)
+
+
+def make_foreign(path: Path) -> Path:
+    """Make the disk of another machine: a GPT with an ext4 that has a label."""
+    part = path.with_suffix(".part")
+    process.run("mke2fs", "-q", "-t", "ext4", "-L", "data", part, f"{ROOT_SIZE // 1024}k")
+    process.run("truncate", "-s", str(SIZE), path)
+    process.run("sfdisk", "--quiet", path, stdin=f"label: gpt\nstart={ROOT_AT // 512}\n".encode())
+    place(path, ROOT_AT, part)
+    return path
 
 
 def make_saved(folder: Path) -> Saved:

@@ -18,6 +18,7 @@ from restored_disks import (
     Saved,
     digest,
     extracted,
+    onto,
     probe,
     tree_in,
 )
@@ -61,7 +62,7 @@ def test_a_device_is_restored_and_verified(
     disk = noisy(tmp_path / "disk")
     with loop(disk) as device:
         words = ["--verify-written", "--yes"]
-        assert saved.restore("uefi", "--map", f"disk0={device}", *words) == 0
+        assert saved.restore("uefi", *onto(device), *words) == 0
     shown = capsys.readouterr().out
     assert f"{device}: discard old content" in shown
     assert probe(disk).table == probe(saved.gpt).table
@@ -85,7 +86,7 @@ def test_a_larger_device_without_discard(
             file.seek(offset)
             file.write(b"LABELONE" + bytes(16) + b"LVM2 001" + b"\xfc\x4e\x2b\xa9")
     with loop(disk) as device:
-        assert saved.restore("uefi", "--map", f"disk0={device}", "--yes") == 0
+        assert saved.restore("uefi", *onto(device), "--yes") == 0
         assert "No problems found" in process.run("sgdisk", "--verify", device)
         seen = process.run("wipefs", "--noheadings", "--no-act", "--output", "TYPE", device)
     assert set(seen.split()) == {"gpt", "PMBR"}
@@ -103,7 +104,7 @@ def test_a_larger_device_without_discard(
 def test_a_half_good_device_gets_what_differs(saved: Saved, tmp_path: Path) -> None:
     disk = noisy(tmp_path / "disk")
     with loop(disk) as device:
-        assert saved.restore("uefi", "--map", f"disk0={device}", "--yes") == 0
+        assert saved.restore("uefi", *onto(device), "--yes") == 0
     right = disk.read_bytes()
     noise = os.urandom(MIB)
     with disk.open("r+b") as file:
@@ -112,7 +113,7 @@ def test_a_half_good_device_gets_what_differs(saved: Saved, tmp_path: Path) -> N
             file.write(noise)
     with loop(disk) as device:
         words = ["--delta", "--verify-written", "--yes"]
-        assert saved.restore("uefi", "--map", f"disk0={device}", *words) == 0
+        assert saved.restore("uefi", *onto(device), *words) == 0
         assert "No problems found" in process.run("sgdisk", "--verify", device)
     repaired = disk.read_bytes()
     different = [
@@ -157,7 +158,7 @@ def test_a_device_claimed_after_the_plan_is_refused(
             claims.append(os.open(device, os.O_RDONLY | os.O_EXCL))
 
         monkeypatch.setattr(targets, "check_room", claim)
-        assert saved.restore("uefi", "--map", f"disk0={device}", "--yes") == 42
+        assert saved.restore("uefi", *onto(device), "--yes") == 42
         os.close(claims.pop())
     assert digest(disk) == before
 
@@ -239,7 +240,7 @@ def test_a_bit_lost_below_the_kernels_cache_is_found(
 
     monkeypatch.setattr(OpenTarget, "flush", flush_and_lose)
     with loop(disk, "--direct-io=on") as device:
-        assert saved.restore("uefi", "--map", f"disk0={device}", "--yes", "--verify-written") == 47
+        assert saved.restore("uefi", *onto(device), "--yes", "--verify-written") == 47
     assert f"at byte {ROOT_AT} of the disk differ" in capsys.readouterr().err
     with pytest.raises(Exception, match="sfdisk"):
         process.run("sfdisk", "--json", disk)

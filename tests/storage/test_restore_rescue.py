@@ -8,8 +8,10 @@ from pathlib import Path
 import click
 import killed
 import pytest
-from restored_disks import PASSPHRASE, SIZE, Saved, digest
+from restored_disks import PASSPHRASE, SIZE, Saved, digest, make_foreign
+from test_restore_devices import loop
 
+from imager import process
 from imager.blockdev import BlockDisk
 from imager.console import Output
 from imager.layout.disk import DiskIdentity
@@ -21,6 +23,8 @@ from restore.console_ui.repositories import Found
 from restore.console_ui.terminal import Terminal
 from restore.medium import AtEnd, Medium, find_shares, on_medium, read_medium
 from restore.unattended import REPORT
+
+SERIAL = "WD-WX41A"
 
 
 @pytest.fixture
@@ -347,3 +351,59 @@ def test_repositories_and_keys_are_found_in_folders(saved: Saved, tmp_path: Path
     assert list(repositories.repositories_in(tmp_path / "none")) == []
     keys = repositories.inside(saved.folder / "keys").recovery_keys
     assert keys == (saved.folder / "keys" / "recovery.key",)
+
+
+def with_serial(device: Path) -> BlockDisk:
+    """As if the loop device were a disk with a serial number."""
+    identity = DiskIdentity(SIZE, 512, serial=SERIAL, model="disk")
+    return BlockDisk(device, identity, (), read_only=False, removable=False, is_device=True)
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [["overwrite", "wd-wx41a"], ["overwrite", str(SIZE)], ["overwrite", "overwrite"],
+     [SERIAL], ["overwrite", "", SERIAL, "reboot"]],
+)  # fmt: skip
+def test_the_dialogue_asks_for_the_serial_after_the_word(
+    answers: list[str],
+    saved: Saved,
+    tmp_path: Path,
+    talk: Callable[..., tuple[AtEnd, Person]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    disk = make_foreign(tmp_path / "disk")
+    before = digest(disk)
+    with loop(disk) as device:
+        monkeypatch.setattr("imager.blockdev.list_disks", lambda: (with_serial(device),))
+        at_end, person = talk("1", "1", image_number(capsys, "bios"), "", *answers)
+        agreed = "reboot" in answers
+        assert at_end is (AtEnd.REBOOT if agreed else AtEnd.SHELL)
+        process.run("blockdev", "--flushbufs", device)
+    asked = [prompt for prompt in person.prompts if "serial number" in prompt]
+    assert len(asked) == answers.count("overwrite") + agreed - (answers[-1] == "overwrite")
+    assert (digest(disk) != before) is agreed
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "ext4 'data'; none of it is of this machine" in shown
+    assert ("It did not work: what was typed is not the serial number of" in shown) is (
+        answers[0] == "overwrite" and not agreed
+    )
+
+
+def test_an_order_has_to_name_it(saved: Saved, share: Path, tmp_path: Path) -> None:
+    disk = make_foreign(tmp_path / "disk")
+    before = digest(disk)
+    with loop(disk) as device:
+        maps = {"disk0": str(device)}
+        for serials, error_id in (([], "foreign-target"), ([SERIAL], "usage")):
+            order(saved, share, maps=maps, overwrite_serials=serials)
+            at_end, report = run(share)
+            assert (at_end, report["outcome"]) == (AtEnd.POWEROFF, "failed")
+            assert isinstance(report["error"], dict)
+            assert report["error"]["id"] == error_id
+            assert "Nothing was written" in report["error"]["hint"] or error_id == "usage"
+        process.run("blockdev", "--flushbufs", device)
+        assert digest(disk) == before
+        order(saved, share, maps=maps, overwrite_serials=[str(SIZE)])
+        at_end, report = run(share)
+        assert (at_end, report["outcome"]) == (AtEnd.REBOOT, "restored")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from killed import End, restore
 from numpy.typing import NDArray
-from restored_disks import SIZE, Saved, digest
+from restored_disks import SIZE, Saved, digest, onto
 
 from imager import process
 from imager.units import MIB
@@ -97,10 +97,9 @@ class Case:
             self._words = ["--map", f"disk0={self.path}"]
             return
         noisy(self.path, seed)
-        target = self.path
+        self._words = ["--map", f"disk0={self.path}"]
         if self.kind == "device":
-            target = self._stack.enter_context(loop(self.path, self.sector))
-        self._words = ["--map", f"disk0={target}"]
+            self._words = onto(self._stack.enter_context(loop(self.path, self.sector)))
 
     def run(self, *words: str, kill_at: int = -1) -> End:
         end = restore(self.saved, self.image, "--yes", *self._words, *words, kill_at=kill_at)
@@ -216,7 +215,7 @@ def test_a_disk_that_was_used_since_is_not_taken_for_half_restored(
     """A new table leaves the place of the journal alone, and says that the rest is not ours."""
     disk = noisy(tmp_path / "disk", 1)
     with loop(disk) as device:
-        words = ["bios", "--yes", "--map", f"disk0={device}"]
+        words = ["bios", "--yes", *onto(device)]
         whole = restore(saved, *words, discards=True)
         assert restore(saved, *words, kill_at=whole.operations * 2 // 3, discards=True).code == -9
         assert journal.find(device, MIB) is not None
