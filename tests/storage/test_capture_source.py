@@ -16,7 +16,7 @@ from restored_disks import Saved, digest
 from imager import blockdev, process
 from imager.capture import source as source_module
 from imager.capture.pipeline import Pipeline
-from imager.capture.source import default_disks, open_source, open_sources, with_serials
+from imager.capture.source import default_disks, open_source, open_sources
 from imager.errors import (
     NoSuchDisk,
     ProgramError,
@@ -467,22 +467,6 @@ def test_several_all_or_none(raw: Path, tmp_path: Path) -> None:
     with pytest.raises(NoSuchDisk), open_sources([other, tmp_path / "none"]):
         pass
     assert fuse_mounts() == []
-
-
-def test_disk_files_get_the_serials_a_person_knows(raw: Path, tmp_path: Path) -> None:
-    other = convert(raw, tmp_path / "a=b")
-    with open_sources([raw, other]) as sources:
-        named = with_serials(sources, [f"{other}=S 2", f"{os.path.relpath(raw)}=S1"])
-        assert [source.identity.serial for source in named] == ["S1", "S 2"]
-        assert with_serials(sources, []) == sources
-        for wrong, message in (
-            ([str(raw)], "not of the form"),
-            ([f"{raw}="], "not of the form"),
-            ([f"{tmp_path / 'none'}=S"], "none of the captured"),
-            ([f"{raw}=S1", f"{raw}=S2"], "each once"),
-        ):
-            with pytest.raises(UsageError, match=message):
-                with_serials(sources, wrong)
 
 
 def test_every_disk_but_the_one_below_the_repository(
