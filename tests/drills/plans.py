@@ -14,16 +14,14 @@ import msgspec
 
 FOLDER = Path(__file__).with_name("plans")
 # A plan is wrapped for a console; where it breaks depends on amounts.
-_STARTS = (
-    r" (?=\d+\. (?:/dev|firmware)|Note: |Steps: |takes disk|with disk|chosen because: |Writes )"
-)
+_STARTS = r" (?=\d+\. (?:/dev|firmware)|/dev/\w+: serial|Note: |Steps: |takes disk|with disk|chosen because: |Writes )"
 _MASKS = (
+    (r"^Restore (\S+) \([0-9a-f-]+\)", r"Restore \1 (ID)"),
     (r"from image \w+, taken .*? ALL DATA", "from image ID, taken TIME. ALL DATA"),
     (r"\d+ data, \d+ zeros, \d+ free", "N data, N zeros, N free"),
     (r"compare \d+ bytes", "compare N bytes"),
     (r"Writes \S+ \S+, of it \S+ \S+ from the image; reads \S+ \S+ back", "Writes N; reads N back"),
     (r"saved from \S*/", "saved from …/"),
-    (r"\(\d+ bytes\)", "(SIZE bytes)"),
 )
 
 
