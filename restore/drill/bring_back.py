@@ -30,6 +30,7 @@ _PROOF_LIMIT: Final = 900.0
 
 _WORTH_A_LINE: Final = 1.0  # seconds
 _LOOK: Final = 0.05  # seconds between two looks at the disks
+_LEAST_WRITTEN: Final = 1 * MIB  # by a restore before its power is cut
 _FOREIGN: Final = 64 * KIB
 
 
@@ -201,18 +202,21 @@ class Drill:
         return done.plan
 
     def _cut(self, spec: VmSpec, written: int, limit: float) -> None:
-        """Start the rescue, and cut the power when so many bytes are on the disks.
+        """Start the rescue, and cut the power when so many bytes are on the disks, or a few more.
 
         Raises:
             DrillError: it ended before that, or takes too long.
         """
-        disks = self._disks()
+        wanted = max(written, self._allocated() + _LEAST_WRITTEN)
         with self._machine(spec, "rescue") as vm:
             deadline = time.monotonic() + limit
-            while sum(disk.stat().st_blocks * 512 for disk in disks) < written:
+            while self._allocated() < wanted:
                 if not vm.running or time.monotonic() > deadline:
-                    raise vm.error(f"{written} bytes were not written before it ended")
+                    raise vm.error(f"{wanted} bytes were not written before it ended")
                 time.sleep(_LOOK)  # a file that grows makes no event
+
+    def _allocated(self) -> int:
+        return sum(disk.stat().st_blocks * 512 for disk in self._disks())
 
     def _add(self, name: str, start: float, seconds: float, size: int = 0) -> None:
         self._steps.add(Step(name, start, seconds, size or None, part_of_rto=True))

@@ -20,8 +20,12 @@ _MASKS = (
     (r"from image \w+, taken .*? ALL DATA", "from image ID, taken TIME. ALL DATA"),
     (r"\d+ data, \d+ zeros, \d+ free", "N data, N zeros, N free"),
     (r"compare \d+ bytes", "compare N bytes"),
-    (r"Writes \S+ \S+, of it \S+ \S+ from the image; reads \S+ \S+ back", "Writes N; reads N back"),
+    (
+        r"Writes \S+ \S+, of it \S+ \S+ from the image(.*?); reads \S+ \S+ back",
+        r"Writes N\1; reads N back",
+    ),
     (r"saved from \S*/", "saved from …/"),
+    (r"began .*? UTC and stopped after .*? UTC", "began TIME and stopped after TIME"),
 )
 
 
