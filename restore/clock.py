@@ -59,6 +59,11 @@ def show(moment: float) -> str:
     return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
+def now() -> str:
+    """Return the time as people read it."""
+    return show(time.time())
+
+
 def set_clock(moment: float) -> None:
     """Set the clock of this system, until it ends; the hardware's clock stays as it is.
 

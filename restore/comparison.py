@@ -1,8 +1,8 @@
 """Reads targets and compares them with an image, in threads.
 
-It serves reading back what was written, finding what differs before anything is written, and finding
-what an interrupted restore has written last. What is compared is what the map defines: data, zeros, and free space near the ends of a
-volume.
+It serves reading back what was written, finding what differs before anything is written, and
+finding what an interrupted restore has written last. What is compared is what the map defines:
+data, zeros, and free space near the ends of a volume.
 """
 
 import os

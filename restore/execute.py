@@ -4,8 +4,9 @@ What holds when it stops in the middle, by an error, a stop request or a power c
 is gone and the new one is not there, unless all content was written and (if asked for) verified.
 So a half-restored disk never starts and never looks finished. What is there can be gone on with
 (`restore.journal`). A file that the restore made is removed again, unless it holds enough to go on
-with: a part of the content that is noted, in a file that took all that was written. Where only differences are written, all are found before the first write; if there
-are none, nothing is written at all.
+with: a part of the content that is noted, in a file that took all that was written. Where only
+differences are written, all are found before the first write; if there are none, nothing is
+written at all.
 """
 
 import time

@@ -34,7 +34,6 @@ import struct
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Self
 
@@ -44,7 +43,8 @@ from blake3 import blake3
 from imager import blockdev
 from imager.errors import SourceError, WriteFailed
 from imager.layout.disk import Disk, VolumeRole
-from imager.units import KIB, MIB
+from imager.units import KIB
+from restore import clock, windows
 from restore.device import OpenTarget
 from restore.steps import BeginJournal, Resume, Subject
 from restore.target import Target, TargetKind
@@ -53,9 +53,7 @@ SLOT: Final = 4 * KIB
 START: Final = 20 * KIB
 END: Final = START + 2 * SLOT
 
-# What is looked at beside the slots: every table, and all labels that lie at the start of a disk.
-_MOST_HEAD: Final = MIB
-
+_BEGINNINGS: Final = frozenset({VolumeRole.BOOT_AREA, VolumeRole.WHOLE_DISK})
 _MAGIC: Final = b"remetal journal\n"
 _VERSION: Final = 1  # also of the order in which content is written
 _HEADER: Final = struct.Struct("<16sH2xIQ")
@@ -131,17 +129,9 @@ def decode(slot: bytes) -> tuple[int, Note] | None:
 def head_of(disk: Disk) -> int:
     """Return how many bytes from the start of a disk are written last; 0 if that is too few."""
     first = disk.volumes[0] if disk.volumes else None
-    if (
-        first is None
-        or first.offset
-        or first.role
-        not in {
-            VolumeRole.BOOT_AREA,
-            VolumeRole.WHOLE_DISK,
-        }
-    ):
+    if first is None or first.offset or first.role not in _BEGINNINGS:
         return 0
-    head = min(first.length, _MOST_HEAD)
+    head = min(first.length, windows.HEAD)
     return head if head >= END else 0
 
 
@@ -239,7 +229,7 @@ class Journal:
             WriteFailed: a target refused.
         """
         identity = secrets.token_hex(16)
-        notes = _notes(step.targets, step.subject, identity, _now(), 0)
+        notes = _notes(step.targets, step.subject, identity, clock.now(), 0)
         targets = [opened[target] for target in step.targets]
         journal = cls(targets, notes, [0] * len(notes))
         journal.note(0)
@@ -271,7 +261,7 @@ class Journal:
             self._sequences[number] += 1
             sequence = self._sequences[number]
             self._notes[number] = msgspec.structs.replace(
-                self._notes[number], done=done, noted=_now()
+                self._notes[number], done=done, noted=clock.now()
             )
             each.write(START + sequence % 2 * SLOT, encode(self._notes[number], sequence))
         for each in self._opened:
@@ -303,7 +293,3 @@ def _notes(
         )
         for target in targets
     ]
-
-
-def _now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

@@ -9,12 +9,12 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
 from imager.errors import Interrupted, OutputError, RemetalError
 from imager.stages import Stages
+from restore import clock
 from restore.execute import Outcome
 from restore.plan import Plan
 from restore.templates import render
@@ -34,7 +34,7 @@ class RestoreLog:
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
-        self._started = _now()
+        self._started = clock.now()
         self._clock = time.monotonic()
         self._finished: str | None = None
         self._seconds = 0.0
@@ -83,7 +83,7 @@ class RestoreLog:
 
     def finish(self) -> None:
         """Note that all is done."""
-        self._finished = _now()
+        self._finished = clock.now()
         self._seconds = time.monotonic() - self._clock
         self._try_save()
 
@@ -170,7 +170,3 @@ def error_document(error: RemetalError | None) -> dict[str, Any] | None:
         "hint": error.hint,
         "exit_code": error.exit_code,
     }
-
-
-def _now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

@@ -11,13 +11,14 @@ from typing import Final
 
 from imager.blockdev import BlockDisk
 from imager.layout.disk import Disk
-from imager.layout.layers import Layers
+from imager.layout.layers import LAYER_TYPES, Layers
+from imager.layout.mdraid import MEMBER_TYPE
 from imager.layout.partition_table import PartitionTable, TableKind
 from imager.probe.disk import probe_disk
 from imager.probe.layers import read_layers
 
 # Told of as layers, or by what is in them.
-_LAYER_TYPES: Final = frozenset({"linux_raid_member", "LVM2_member", "crypto_LUKS", "bcache"})
+_TOLD_OF: Final = LAYER_TYPES | {MEMBER_TYPE}
 _NO_SIGNATURE: Final = "00000000"  # of an MBR that nobody has numbered
 _SHOWN: Final = 8  # digits of a GPT's id; a whole one tells a person no more
 
@@ -80,7 +81,7 @@ def marks_of(disks: Iterable[Disk], layers: Layers) -> Iterator[Mark]:
             yield Mark(MarkKind.TABLE, disk.table.id, f"{_kind(disk.table)} {disk.table.id}")
         for volume in disk.volumes:
             filesystem = volume.filesystem
-            if filesystem and filesystem.uuid and filesystem.type not in _LAYER_TYPES:
+            if filesystem and filesystem.uuid and filesystem.type not in _TOLD_OF:
                 words = f"{filesystem.type} {filesystem.uuid}"
                 yield Mark(MarkKind.FILESYSTEM, filesystem.uuid, words)
     yield from _layer_marks(layers)
@@ -90,7 +91,7 @@ def _layer_marks(layers: Layers) -> Iterator[Mark]:
     for array in layers.md:
         yield Mark(MarkKind.MD, array.uuid, array.title)
         inside = array.filesystem
-        if inside and inside.uuid and inside.type not in _LAYER_TYPES:
+        if inside and inside.uuid and inside.type not in _TOLD_OF:
             yield Mark(MarkKind.FILESYSTEM, inside.uuid, f"{inside.type} {inside.uuid}")
     for container in layers.luks:
         yield Mark(MarkKind.LUKS, container.uuid, f"{container.title} {container.uuid}")

@@ -11,7 +11,7 @@ from imager.layout.disk import Disk, Volume, VolumeRole
 from imager.layout.firmware import BootEntry, FirmwareKind
 from imager.layout.layers import Layers
 from imager.layout.machine import Machine, system_partitions
-from imager.layout.mdraid import AT_END, MdArray
+from imager.layout.mdraid import AT_END, MEMBER_TYPE, MdArray
 from imager.layout.partition_table import TableKind
 from imager.units import MIB
 from restore import foreign, marks, resumption
@@ -244,10 +244,7 @@ def _write(image: Image, target: Target, volume: Volume, only_differences: bool)
         data += runs.data
         zeros += int(runs.zeros[:, 1].sum())
         cleared += int(runs.cleared[:, 1].sum())
-    content = _ROLE_WORDS[volume.role]
-    if volume.filesystem is not None:
-        label = f' "{volume.filesystem.label}"' if volume.filesystem.label else ""
-        content = volume.filesystem.type + label
+    content = volume.filesystem.title if volume.filesystem else _ROLE_WORDS[volume.role]
     return WriteVolume(
         target=target,
         volume=volume.id,
@@ -363,7 +360,7 @@ def _finish_member(disk: Disk, target: Target, layers: Layers) -> Iterator[Step]
             yield RelocateMdSuperblock(target, array.title, array.version)
     kinds = (volume.filesystem.type for volume in whole if volume.filesystem is not None)
     for kind in kinds:
-        if kind.endswith("_raid_member") and kind != "linux_raid_member":
+        if kind.endswith("_raid_member") and kind != MEMBER_TYPE:
             raise TargetError(
                 f"{disk.id} belongs to a RAID of its controller or firmware ({kind}), which is "
                 f"looked for at the end of the disk; {target.path} is larger",

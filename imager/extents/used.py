@@ -14,8 +14,7 @@ from imager.extents.extents import Extents, Part, UncertainMapError, whole
 from imager.layout.disk import Volume
 from imager.layout.filesystem import Filesystem
 from imager.layout.layers import Layers
-from imager.layout.mdraid import MdArray
-from imager.probe.mdraid import MEMBER_TYPE
+from imager.layout.mdraid import MEMBER_TYPE, MdArray
 
 _CLOSED: Final = "LUKS, closed"
 

@@ -16,3 +16,8 @@ class Filesystem:
     type: str
     uuid: str | None = None
     label: str | None = None
+
+    @property
+    def title(self) -> str:
+        """How people call it: "ext4 "root"" with its label, else its type."""
+        return self.type + (f' "{self.label}"' if self.label else "")

@@ -15,7 +15,7 @@ from imager.layout.lvm import VolumeGroup
 from imager.layout.mdraid import MdArray, MdMember, MdState
 
 # What libblkid calls the layers that are told of by themselves.
-_LAYER_TYPES: Final = frozenset({"LVM2_member", "crypto_LUKS", "bcache"})
+LAYER_TYPES: Final = frozenset({"LVM2_member", "crypto_LUKS", "bcache"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,5 +116,5 @@ def _member(array: MdArray, member: MdMember) -> str:
 def _inside(array: MdArray) -> Iterator[str]:
     """Say which filesystem an array holds; what else it holds is a layer of its own."""
     inside = array.filesystem
-    if inside is not None and inside.type not in _LAYER_TYPES:
-        yield f"holding {inside.type}" + (f' "{inside.label}"' if inside.label else "")
+    if inside is not None and inside.type not in LAYER_TYPES:
+        yield f"holding {inside.title}"

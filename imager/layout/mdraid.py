@@ -6,6 +6,9 @@ from typing import Final
 
 from imager.layout.filesystem import Filesystem
 
+# What libblkid calls a member.
+MEMBER_TYPE: Final = "linux_raid_member"
+
 
 class MdVersion(StrEnum):
     """Version of the metadata; it also says where on a member the superblock lies."""

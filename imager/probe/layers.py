@@ -8,10 +8,11 @@ from imager import blockdev
 from imager.layout.disk import Disk, VolumeRole
 from imager.layout.layers import Layers
 from imager.layout.luks import LuksContainer
+from imager.layout.mdraid import MEMBER_TYPE
 from imager.probe import bcache, luks
 from imager.probe.btrfs import read_pools
 from imager.probe.lvm import read_groups
-from imager.probe.mdraid import MEMBER_TYPE, read_arrays, read_disk_superblock
+from imager.probe.mdraid import read_arrays, read_disk_superblock
 from imager.probe.mdraid_superblock import MdSuperblock, read_superblock
 from imager.probe.place import Place
 

@@ -6,14 +6,13 @@ from dataclasses import replace
 from typing import Final
 
 from imager.layout.filesystem import Filesystem
-from imager.layout.mdraid import AT_END, MdArray, MdMember, MdVersion
+from imager.layout.mdraid import AT_END, MEMBER_TYPE, MdArray, MdMember, MdVersion
 from imager.layout.partition_table import PartitionTable
 from imager.probe.filesystem import read_signature
 from imager.probe.mdraid_superblock import MdSuperblock, read_superblock, superblock_places
 from imager.probe.place import Place
 from imager.probe.structure import StructureError, read_bytes
 
-MEMBER_TYPE: Final = "linux_raid_member"
 _GPT_MAGIC: Final = b"EFI PART"
 
 

@@ -105,8 +105,7 @@ def partition(disk: Disk, image: Path) -> dict[str, Place]:
     Returns:
         Where every partition lies, by `DISK/PARTITION`.
     """
-    with image.open("xb") as file:
-        file.truncate(disk.size)
+    sparse(image, disk.size)
     process.run("sfdisk", "--quiet", image, stdin=sfdisk_script(disk).encode())
     table = read_table(image)
     names = {each.number: each.name for each in disk.partition}
@@ -116,6 +115,12 @@ def partition(disk: Disk, image: Path) -> dict[str, Place]:
         )
         for number, entry in table.items()
     }
+
+
+def sparse(path: Path, size: int) -> None:
+    """Make a file that is one hole."""
+    with path.open("xb") as file:
+        file.truncate(size)
 
 
 def sfdisk_script(disk: Disk) -> str:
@@ -154,8 +159,7 @@ def make(
 
 def _swap(filesystem: Filesystem, place: Place) -> None:
     area = place.image.with_suffix(".swap")
-    with area.open("xb") as file:
-        file.truncate(place.length)
+    sparse(area, place.length)
     area.chmod(0o600)
     label = ("--label", filesystem.label) if filesystem.label else ()
     process.run("mkswap", "--uuid", filesystem.uuid, *label, area)

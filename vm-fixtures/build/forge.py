@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 import tree
-from disk import sfdisk_script
+from disk import sfdisk_script, sparse
 from imager import process
 from imager.units import MIB
 from restore.drill.accelerator import choose
@@ -42,8 +42,7 @@ def forge(machine: Machine, content: Path, directory: Path) -> tuple[Path, ...]:
     """
     _equip(machine, content)
     own = directory / "forge.img"
-    with own.open("xb") as file:
-        file.truncate(_size(content) + _ROOM)
+    sparse(own, _size(content) + _ROOM)
     process.run("mke2fs", "-q", "-F", "-t", "ext4", "-L", _LABEL, "-d", content, own)
     images = tuple(_blank(machine, directory))
     (kernel,) = (content / "boot").glob("vmlinuz-*")
@@ -91,6 +90,5 @@ def _size(content: Path) -> int:
 def _blank(machine: Machine, directory: Path) -> Iterator[Path]:
     for number, disk in enumerate(machine.disk):
         image = directory / f"disk{number}.img"
-        with image.open("xb") as file:
-            file.truncate(disk.size)
+        sparse(image, disk.size)
         yield image

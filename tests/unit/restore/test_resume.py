@@ -34,7 +34,6 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (planner, runs):
         monkeypatch.setattr(module, "EDGE", 96 * KIB)
     monkeypatch.setattr(windows, "HEAD", 64 * KIB)
-    monkeypatch.setattr(journal, "_MOST_HEAD", 64 * KIB)
 
 
 def image_with_two_disks() -> MemoryImage:

@@ -27,17 +27,13 @@ from typing import Any
 
 import layers
 from file_tree import Tree, abridged, digest
+from layers import run
 
 HERE = Path(__file__).parent
 DATABASE = Path("/var/lib/fixture/ward.sqlite")
 EFI_VARIABLES = Path("/sys/firmware/efi/efivars")
 
 Json = dict[str, Any]
-
-
-def run(*argv: str) -> str:
-    """Return the output of a program."""
-    return subprocess.run(argv, check=True, capture_output=True, text=True).stdout
 
 
 def fields(text: str) -> dict[str, str]:
