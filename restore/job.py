@@ -8,11 +8,12 @@ from imager.console import Output
 from imager.repository.repository import Repository
 from imager.repository.retrieval import OpenImage, Unlocked, open_image
 from restore import targets
+from restore.circumstances import Wishes
 from restore.execute import Outcome, execute
 from restore.log import RestoreLog
 from restore.match import match
 from restore.plan import Plan
-from restore.planner import Wishes, make_plan
+from restore.planner import make_plan
 from restore.steps import Subject
 
 

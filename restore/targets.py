@@ -13,10 +13,10 @@ from imager.layout.machine import Machine
 from imager.units import format_size
 from restore import foreign, journal
 from restore.bootrepair.efi import started_by_uefi
+from restore.circumstances import Surroundings
 from restore.journal import head_of
 from restore.match import Match, NewFile, Survey
 from restore.plan import Plan
-from restore.planner import Surroundings
 from restore.steps import WriteVolume
 from restore.target import TargetKind
 from restore.twins import twin_notes

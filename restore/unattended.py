@@ -23,9 +23,9 @@ from imager.repository.backend.place import Place
 from imager.repository.repository import Repository
 from imager.units import format_duration
 from restore import clock, foreign, job, network
+from restore.circumstances import Wishes
 from restore.log import RestoreLog, write_durably
 from restore.medium import AtEnd, Medium
-from restore.planner import Wishes
 from restore.store_access import StoreAccess
 
 ORDER: Final = "job.json"

@@ -16,11 +16,11 @@ from imager.repository.backend.place import Place
 from imager.repository.repository import Repository
 from imager.units import format_duration
 from restore import foreign, job
+from restore.circumstances import Wishes
 from restore.log import DEFAULT_PATH, RestoreLog
 from restore.match import parse_map
 from restore.medium import on_medium
 from restore.plan import Plan
-from restore.planner import Wishes
 from restore.target import Target
 
 CONFIRMATION = "overwrite"

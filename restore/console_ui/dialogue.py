@@ -21,6 +21,7 @@ from imager.repository.repository import Repository
 from imager.repository.retrieval import OpenImage, Unlocked
 from imager.units import format_duration, format_size
 from restore import foreign, job
+from restore.circumstances import Wishes
 from restore.console_ui import repositories
 from restore.console_ui.repositories import Found
 from restore.console_ui.stores import ChooseAnother, Stores
@@ -29,7 +30,6 @@ from restore.log import DEFAULT_PATH, RestoreLog
 from restore.match import describe
 from restore.medium import RUN, AtEnd, Medium
 from restore.plan import Plan
-from restore.planner import Wishes
 from restore.target import Target
 
 OVERWRITE: Final = "overwrite"

@@ -8,9 +8,10 @@ from memory_image import MemoryImage, disk
 from imager import blockdev
 from imager.blockdev import BlockDisk
 from imager.layout.disk import Disk, DiskIdentity, Volume, VolumeRole
+from restore.circumstances import Wishes
 from restore.match import Basis, Match, Survey
 from restore.plan import Plan
-from restore.planner import Wishes, make_plan
+from restore.planner import make_plan
 from restore.steps import Subject
 from restore.targets import surroundings
 

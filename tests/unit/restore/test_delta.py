@@ -13,9 +13,9 @@ from restoring import expected, plan_for, two_parts
 
 from imager.errors import ObjectDamaged, VerificationFailed, WriteFailed
 from restore import comparison, journal, runs
+from restore.circumstances import Wishes
 from restore.device import OpenTarget
 from restore.execute import Outcome, execute
-from restore.planner import Wishes
 from restore.runs import EDGE
 
 MIB = 1 << 20

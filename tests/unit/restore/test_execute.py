@@ -15,9 +15,9 @@ from restoring import expected, plan_for, two_parts
 from imager.errors import ObjectDamaged, TargetError, VerificationFailed
 from restore import comparison, device, journal, runs, windows
 from restore import execute as execution
+from restore.circumstances import Wishes
 from restore.execute import Outcome, execute
 from restore.plan import Plan
-from restore.planner import Wishes
 from restore.runs import EDGE
 
 MIB = 1 << 20

@@ -17,11 +17,11 @@ from imager.layout.layers import Layers
 from imager.layout.partition_table import PartitionTable, TableKind
 from imager.units import MIB
 from restore import foreign, marks
+from restore.circumstances import Surroundings
 from restore.foreign import UNKNOWN
 from restore.journal import Found, Note
 from restore.marks import Carried, Mark, MarkKind
 from restore.match import Basis, Match
-from restore.planner import Surroundings
 from restore.target import Target, TargetKind
 
 HERE = "5e11"

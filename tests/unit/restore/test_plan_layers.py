@@ -13,7 +13,7 @@ from imager.layout.layers import Layers
 from imager.layout.lvm import LogicalVolume, PhysicalVolume, VolumeGroup
 from imager.layout.mdraid import MdArray, MdMember, MdState, MdVersion
 from restore.boot_steps import EnsureFallbackLoader, LogToEsp
-from restore.planner import Surroundings, Wishes
+from restore.circumstances import Surroundings, Wishes
 from restore.steps import RelocateBackupGpt, RelocateMdSuperblock
 
 

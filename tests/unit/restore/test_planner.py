@@ -13,9 +13,10 @@ from imager.layout.filesystem import Filesystem
 from imager.layout.firmware import BootEntry, Firmware, FirmwareKind
 from imager.layout.partition_table import Partition, PartitionTable, TableKind
 from restore.boot_steps import EnsureFallbackLoader, LogToEsp, SetBootEntries
+from restore.circumstances import Surroundings, Wishes
 from restore.match import Basis, Match
 from restore.plan import Plan
-from restore.planner import Surroundings, Wishes, make_plan
+from restore.planner import make_plan
 from restore.steps import EmptyFile, MakeFile, RelocateBackupGpt, Subject, VerifyVolume, WriteVolume
 
 MIB = 1 << 20

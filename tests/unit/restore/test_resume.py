@@ -16,10 +16,10 @@ from imager.errors import LinkError, VerificationFailed
 from imager.layout.disk import Volume, VolumeRole
 from restore import execute as execution
 from restore import journal, planner, runs, transfer, windows
+from restore.circumstances import Wishes
 from restore.execute import execute
 from restore.journal import END, SLOT, START
 from restore.plan import Plan
-from restore.planner import Wishes
 from restore.steps import BeginJournal, Resume
 
 KIB, MIB = 1 << 10, 1 << 20

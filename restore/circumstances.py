@@ -1,0 +1,46 @@
+"""What a plan depends on besides the image and the disks."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from restore.journal import Found
+from restore.marks import Carried
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What a person decided.
+
+    Attributes:
+        verify_written: read everything back that was written.
+        delta: write only what differs from the image.
+        anew: begin from the start, also where an interrupted restore could be resumed.
+        boot_entries: set boot entries in the firmware of the machine that this runs on.
+        log_to_esp: leave the log on the restored machine.
+    """
+
+    verify_written: bool = False
+    delta: bool = False
+    anew: bool = False
+    boot_entries: bool = False
+    log_to_esp: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What the system that runs the restore can do.
+
+    Attributes:
+        uefi: it was started by UEFI firmware, whose boot entries it can reach.
+        discards: devices that accept discards.
+        twins: notes on disks that stay and carry the same as the machine.
+        journals: of interrupted restores, by the saved disk whose target holds one.
+        carried: what is on the targets that could be foreign, by saved disk.
+    """
+
+    uefi: bool = False
+    discards: frozenset[Path] = frozenset()
+    twins: tuple[str, ...] = ()
+    journals: Mapping[str, Found] = field(default_factory=dict)
+    carried: Mapping[str, Carried] = field(default_factory=dict)
