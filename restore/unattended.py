@@ -22,7 +22,7 @@ from imager.repository.backend.endpoint import Endpoint, endpoint_of, is_remote
 from imager.repository.backend.place import Place
 from imager.repository.repository import Repository
 from imager.units import format_duration
-from restore import clock, foreign, job, network
+from restore import attached, clock, foreign, job, network
 from restore.circumstances import Wishes
 from restore.log import RestoreLog, write_durably
 from restore.medium import AtEnd, Medium
@@ -39,6 +39,8 @@ class Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         repository: where it is in this system, or a location on the network.
+        filesystem: LABEL=... or UUID=... of a filesystem on an attached disk; then `repository` is a
+            path within it.
         image: `latest`, a machine's name, or the beginning of an image's id.
         recovery_key: file in the shared directory.
         passphrase_file: likewise.
@@ -64,6 +66,7 @@ class Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     image: str
     recovery_key: str
     passphrase_file: str
+    filesystem: str | None = None
     verify_written: bool = False
     delta: bool = False
     anew: bool = False
@@ -82,6 +85,8 @@ class Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         for address in self.hosts.values():
             ipaddress.ip_address(address)
+        if self.filesystem is not None and not _is_within(self.repository):
+            raise ValueError(f"{self.repository} is no path within {self.filesystem}")
 
 
 def run(out: Output, share: Path, medium: Medium, mount_repository: Callable[[], None]) -> AtEnd:
@@ -138,7 +143,9 @@ def restore(out: Output, share: Path, medium: Medium, order: Order, log: Restore
     """
     out.say(f"Unattended restore of {order.image} from {order.repository}")
     phrase = share / order.passphrase_file
-    if is_remote(order.repository):
+    if order.filesystem is not None:
+        repository = Repository.open(str(attached.mount_named(order.filesystem) / order.repository))
+    elif is_remote(order.repository):
         repository = _open_remote(out, share, medium, order)
     else:
         repository = Repository.open(order.repository)
@@ -158,6 +165,10 @@ def restore(out: Output, share: Path, medium: Medium, order: Order, log: Restore
     foreign.require(plan.targets, order.overwrite_serials)
     job.carry_out(out, opened, plan, log)
     out.say(f"{plan.machine} is restored.")
+
+
+def _is_within(path: str) -> bool:
+    return not Path(path).is_absolute() and ".." not in Path(path).parts
 
 
 def _open_remote(out: Output, share: Path, medium: Medium, order: Order) -> Repository:

@@ -5,11 +5,12 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from imager import process
 from imager.errors import DrillError, DrillFailed, RemetalError
 from imager.repository.backend.place import Place
 from imager.units import KIB, MIB
@@ -18,7 +19,7 @@ from restore.drill.console_tail import ConsoleTail
 from restore.drill.qemu import Vm
 from restore.drill.reach import Reach, reach
 from restore.drill.report import Outcome
-from restore.drill.scenario import Places, Scenario
+from restore.drill.scenario import BlankDisk, Places, Scenario
 from restore.drill.steps import Say, Step, Steps
 from restore.drill.variation import AS_IT_WAS, Expectation
 from restore.drill.vm_spec import Accelerator, VmSpec
@@ -32,6 +33,7 @@ _WORTH_A_LINE: Final = 1.0  # seconds
 _LOOK: Final = 0.05  # seconds between two looks at the disks
 _LEAST_WRITTEN: Final = 1 * MIB  # by a restore before its power is cut
 _FOREIGN: Final = 64 * KIB
+_REPOSITORY: Final = "REPOSITORY"  # label of the filesystem that holds it on a disk
 
 
 Compare = Callable[[Sequence[Path]], tuple[evidence.Difference, ...]]
@@ -44,6 +46,7 @@ class Order:
     Attributes:
         repository: where it is.
         image: id.
+        disks: ids of the saved disks, in order.
         used_bytes: of the image.
         recovery_key: file.
         secret: its passphrase.
@@ -52,6 +55,7 @@ class Order:
 
     repository: Place
     image: str
+    disks: tuple[str, ...]
     used_bytes: int
     recovery_key: Path
     secret: str
@@ -141,13 +145,21 @@ class Drill:
         for index, disk in enumerate(self._scenario.disks):
             with self._places.disk(index).open("xb") as file:
                 file.truncate(disk.size)
-        way = reach(order.repository)
-        job.place_order(self._places.job, way, order.image, order.recovery_key, order.secret)
+        if self._scenario.repository is None:
+            way = reach(order.repository)
+        else:
+            way = self._move_repository(order, self._scenario.repository)
+            with self._steps.step("refuse the repository's disk"):
+                self._name_repository(order, way)
+        self._place_order(order, way)
         power_on = self._steps.now()
         if expects.refusal is not None:
             return self._refuse(order, way, expects.refusal)
-        left_alone = [self._places.stale] if self._scenario.stale is not None else []
-        with _untouched(left_alone):
+        bystanders = {
+            self._places.stale: self._scenario.stale,
+            self._places.repository_disk: self._scenario.repository,
+        }
+        with _untouched([path for path, disk in bystanders.items() if disk is not None]):
             plan = self._rescue(order, way, power_on)
         changed: tuple[evidence.Difference, ...] = ()
         if self._compare is not None:
@@ -163,18 +175,52 @@ class Drill:
     def _disks(self) -> list[Path]:
         return [self._places.disk(index) for index in range(len(self._scenario.disks))]
 
+    def _place_order(self, order: Order, way: Reach, maps: Mapping[str, str] | None = None) -> None:
+        job.place_order(self._places.job, way, order.image, order.recovery_key, order.secret, maps)
+
+    def _move_repository(self, order: Order, disk: BlankDisk) -> Reach:
+        """Put the repository on a disk, and return the way there."""
+        with self._steps.step("put the repository on a disk"):
+            image, folder = self._places.repository_disk, Path(order.repository.location)
+            words = ("-t", "ext4", "-L", _REPOSITORY, "-d", folder)
+            process.run("mke2fs", "-q", *words, image, f"{disk.size // KIB}k")
+        return Reach(".", filesystem=f"LABEL={_REPOSITORY}")
+
+    def _name_repository(self, order: Order, way: Reach) -> None:
+        """Order the restore to overwrite the disk that the repository lies on; it must not.
+
+        Raises:
+            DrillError: it did.
+        """
+        scenario = self._scenario
+        assert scenario.repository is not None  # noqa: S101  who calls has looked
+        device = f"/dev/disk/by-id/virtio-{scenario.repository.serial}"
+        self._place_order(order, way, {order.disks[0]: device})
+        disks = [*self._disks(), self._places.repository_disk]
+        self._expect_refusal(order, way, "holds the repository", disks)
+
     def _refuse(self, order: Order, way: Reach, refusal: str) -> Verdict:
         """Let the restore refuse, and make sure that it wrote nothing."""
         disks = self._disks()
         for disk in disks:
             _fill(disk)
+        message = self._expect_refusal(order, way, refusal, disks)
+        return Verdict(f"{message}; no disk was touched", Outcome.REFUSED, None)
+
+    def _expect_refusal(self, order: Order, way: Reach, refusal: str, disks: Sequence[Path]) -> str:
+        """Run a rescue that must refuse and write nothing, and return how it refuses.
+
+        Raises:
+            DrillFailed: it refuses for another reason.
+            DrillError: it does not, or writes.
+        """
         try:
             with _untouched(disks):
                 self._rescue(order, way, self._steps.now())
         except DrillFailed as error:
             if not re.search(refusal, error.message):
                 raise
-            return Verdict(f"{error.message}; no disk was touched", Outcome.REFUSED, None)
+            return error.message
         raise DrillError(f"the restore did what it must refuse ({refusal})")
 
     def _rescue(self, order: Order, way: Reach, power_on: float) -> tuple[str, ...]:

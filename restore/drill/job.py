@@ -1,6 +1,8 @@
 """What the drill and the rescue system tell each other over the job share."""
 
 import os
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, Literal
 
@@ -52,8 +54,15 @@ class RescueReport(msgspec.Struct, frozen=True):
     plan: tuple[str, ...]
 
 
-def place_order(folder: Path, way: Reach, image: str, recovery_key: Path, secret: str) -> None:
-    """Fill the job share, readable by its owner only.
+def place_order(
+    folder: Path,
+    way: Reach,
+    image: str,
+    recovery_key: Path,
+    secret: str,
+    maps: Mapping[str, str] | None = None,
+) -> None:
+    """Fill the job share, readable by its owner only; what is in it from before goes.
 
     Args:
         folder: the share; made here.
@@ -61,7 +70,10 @@ def place_order(folder: Path, way: Reach, image: str, recovery_key: Path, secret
         image: id of the image.
         recovery_key: file that opens it.
         secret: passphrase of the recovery key.
+        maps: saved disk -> target, where it is not for the restore to find out.
     """
+    if folder.exists():
+        shutil.rmtree(folder)
     folder.mkdir(mode=0o700)
     given = {
         _RECOVERY_KEY: recovery_key.read_bytes(),
@@ -77,6 +89,7 @@ def place_order(folder: Path, way: Reach, image: str, recovery_key: Path, secret
                 file.write(content)
     order = Order(
         repository=way.location,
+        filesystem=way.filesystem,
         image=image,
         recovery_key=_RECOVERY_KEY,
         passphrase_file=_PHRASE,
@@ -87,6 +100,7 @@ def place_order(folder: Path, way: Reach, image: str, recovery_key: Path, secret
         known_hosts=_KNOWN_HOSTS if way.known_hosts is not None else None,
         authorities=_AUTHORITIES if way.authorities is not None else None,
         hosts=way.hosts,
+        maps=dict(maps or {}),
     )
     (folder / ORDER).write_bytes(msgspec.json.encode(order))
 

@@ -30,6 +30,7 @@ class Reach:
 
     Attributes:
         location: of the repository as the guest sees it.
+        filesystem: the name of the one that it lies in, on a disk of the guest, or None.
         folder: a directory to share with it, or None.
         outlet: its way to the repository's host, or None.
         hosts: names it knows by heart, and their addresses.
@@ -40,6 +41,7 @@ class Reach:
     """
 
     location: str
+    filesystem: str | None = None
     folder: Path | None = None
     outlet: Outlet | None = None
     hosts: dict[str, str] = field(default_factory=dict)

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from bootmedia.config import MediumConfig
 from bootmedia.medium import build_medium
-from imager.errors import OutputExists, RemetalError
+from imager.errors import OutputExists, RemetalError, UsageError
 from imager.layout.machine import Machine
 from imager.repository.backend.place import Access, Place
 from imager.repository.keyring import LockedRecoveryKey, check_owner
@@ -32,7 +32,7 @@ from restore.drill.same_bytes import compare_disks
 from restore.drill.scenario import BlankDisk, Medium, Places, Scenario
 from restore.drill.steps import Steps
 from restore.drill.variation import Variation, cuts, expectation, vary
-from restore.drill.vm_spec import Firmware
+from restore.drill.vm_spec import Bus, Firmware
 
 _MEMORY_MIB: Final = 2048  # of a restored machine when nobody says
 
@@ -148,7 +148,17 @@ def drill_image(subject: Subject, choices: Choices, settings: Settings) -> Resul
 
 
 def drill_fixture(name: str, choices: Choices, settings: Settings) -> Result:
-    """Build a fixture machine, save it, destroy it, bring it back and compare every fact."""
+    """Build a fixture machine, save it, destroy it, bring it back and compare every fact.
+
+    Raises:
+        UsageError: the variation does not go with that place of the repository.
+    """
+    has_repository_disk = choices.variation is Variation.REPOSITORY_DISK
+    if has_repository_disk and choices.store is not None:
+        raise UsageError(
+            f"--vary {choices.variation} puts the repository on a disk of its own",
+            hint="Leave REPO out.",
+        )
 
     def work(places: Places, steps: Steps, sheet: _Sheet) -> Verdict:
         with steps.step("build the machine") as remark:
@@ -178,6 +188,7 @@ def drill_fixture(name: str, choices: Choices, settings: Settings) -> Result:
             reversed=choices.variation is Variation.REVERSED,
             stale=stale,
             cuts=cuts(name) if choices.variation is Variation.POWER_CUTS else (),
+            repository=_beside_repository(built) if has_repository_disk else None,
         )
         iso = _medium(choices, places, steps, sheet)
         order, expects = _order(subject, iso), expectation(choices.variation)
@@ -198,6 +209,11 @@ def _leave_stale(built: fixture.Fixture, places: Places) -> BlankDisk:
     last = built.disks[-1]
     fixture.copy_disks([last], places.folder, places.stale.stem.rstrip("0"))
     return replace(last.blank(), serial="STALE-0001")
+
+
+def _beside_repository(built: fixture.Fixture) -> BlankDisk:
+    """Return the disk that the repository goes on: just like the one that is restored to."""
+    return BlankDisk(built.disks[0].size, Bus.VIRTIO, "REPOSITORY-0001")
 
 
 def _capture(
@@ -263,6 +279,7 @@ def _order(subject: Subject, iso: Path) -> Order:
     return Order(
         repository=subject.repository,
         image=subject.image,
+        disks=tuple(disk.id for disk in subject.machine.disks),
         used_bytes=subject.used_bytes,
         recovery_key=subject.recovery_key,
         secret=subject.secret,

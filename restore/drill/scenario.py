@@ -88,6 +88,11 @@ class Places:
         """An old disk that is left plugged in during the rescue."""
         return self.folder / "stale0.img"
 
+    @property
+    def repository_disk(self) -> Path:
+        """A disk that carries the repository, and is attached during the rescue."""
+        return self.folder / "repository.img"
+
     def consoles(self, machine: str) -> tuple[Path, Path]:
         """What `machine` ("rescue" or "restored") writes on its two serial ports."""
         return self.folder / f"{machine}-ttyS0.log", self.folder / f"{machine}-ttyS1.log"
@@ -113,6 +118,7 @@ class Scenario:
         reversed: disks are attached in reverse order.
         stale: an old disk that is attached during the rescue as well, or None.
         cuts: the power fails when these shares of the content are written, one after the other.
+        repository: the disk that the repository lies on, or None where it is shared or far.
     """
 
     name: str
@@ -125,6 +131,7 @@ class Scenario:
     reversed: bool = False
     stale: BlankDisk | None = None
     cuts: tuple[float, ...] = ()
+    repository: BlankDisk | None = None
 
     def rescue(self, places: Places, iso: Path, way: Reach) -> VmSpec:
         """Return the machine that starts the medium with blank disks and a way to the repository."""
@@ -141,6 +148,11 @@ class Scenario:
                 Drive(iso, bus=bus, serial="REMETAL-RESCUE", read_only=True, bootindex=0),
                 *self._drives(places),
                 *((self.stale.attached(places.stale),) if self.stale is not None else ()),
+                *(
+                    (self.repository.attached(places.repository_disk),)
+                    if self.repository is not None
+                    else ()
+                ),
             ),
             shares=tuple(shares),
             serials=places.consoles("rescue"),

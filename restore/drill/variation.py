@@ -37,6 +37,7 @@ class Variation(StrEnum):
     LARGER = "larger"  # every disk has a tenth more
     SMALLER = "smaller"  # every disk has a fifth less: refused
     STALE_DISK = "stale-disk"  # an old copy of a disk of this machine is attached, too
+    REPOSITORY_DISK = "repository-disk"  # the repository lies on a disk of the same size
     POWER_CUTS = "power-cuts"  # the power fails again and again while the disks are written
 
 

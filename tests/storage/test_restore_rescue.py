@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
@@ -15,7 +15,7 @@ from imager import process
 from imager.blockdev import BlockDisk
 from imager.console import Output
 from imager.layout.disk import DiskIdentity
-from restore import unattended, windows
+from restore import attached, unattended, windows
 from restore.commands.rescue import rescue
 from restore.console_ui import repositories
 from restore.console_ui.dialogue import Dialogue
@@ -79,6 +79,57 @@ def test_an_order_can_ask_for_differences_only(saved: Saved, share: Path) -> Non
     assert isinstance(report["steps"], list)
     assert "compare" in [step["name"] for step in report["steps"]]
     assert sum(step["bytes"] for step in report["steps"] if step["name"] == "write") == 0
+
+
+@pytest.fixture
+def repository_disk(
+    saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Path]:
+    """A disk of the size of the saved one, with the repository in a folder of its filesystem."""
+    monkeypatch.setattr(attached, "MOUNTS", tmp_path / "mnt")
+    shutil.copytree(saved.repository, tmp_path / "content" / "images")
+    image = tmp_path / "repository.img"
+    words = ("-q", "-t", "ext4", "-L", "REMETAL-STORE", "-d", tmp_path / "content")
+    process.run("mke2fs", *words, image, f"{SIZE // 1024}k")
+    with loop(image) as device:
+        yield device
+        for place in attached.mounted():
+            attached.unmount(place)
+
+
+def test_the_disk_that_holds_the_repository_is_refused_whatever_the_order_says(
+    saved: Saved, share: Path, repository_disk: Path
+) -> None:
+    within = {"filesystem": "LABEL=REMETAL-STORE", "repository": "images"}
+    order(saved, share, **within, maps={"disk0": str(repository_disk)})
+    before = digest(repository_disk)
+    at_end, report = run(share)
+    assert (at_end, report["outcome"]) == (AtEnd.POWEROFF, "failed")
+    assert isinstance(report["error"], dict)
+    assert report["error"]["id"] == "forbidden-target"
+    assert "holds the repository" in report["error"]["message"]
+    order(saved, share, **within)
+    assert run(share)[0] is AtEnd.REBOOT
+    assert digest(share.parent / "target.raw") == digest(saved.mbr)
+    assert digest(repository_disk) == before
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"filesystem": "LABEL=REMETAL-OTHER"}, "no filesystem here has LABEL=REMETAL-OTHER"),
+        ({"filesystem": "LABEL=REMETAL-STORE", "repository": "../images"}, "is no path within"),
+        ({"filesystem": "LABEL=REMETAL-STORE", "repository": "/images"}, "is no path within"),
+    ],
+)
+def test_an_order_names_a_path_in_a_filesystem_that_is_here(
+    saved: Saved, share: Path, repository_disk: Path, fields: dict[str, object], words: str
+) -> None:
+    order(saved, share, **{"repository": "images", **fields})
+    _, report = run(share)
+    assert isinstance(report["error"], dict)
+    assert report["error"]["id"] == "config"
+    assert words in report["error"]["message"]
 
 
 @pytest.mark.parametrize(
