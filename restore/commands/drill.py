@@ -1,6 +1,7 @@
 """`remetal drill`: prove that a saved machine comes back."""
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -22,7 +23,7 @@ from imager.repository.backend.place import Place
 from imager.repository.repository import Repository
 from restore.drill import accelerator, fixture, report, run
 from restore.drill.bring_back import Settings
-from restore.drill.matrix import cross, read_matrix
+from restore.drill.matrix import cross, drill_all, read_matrix
 from restore.drill.reach import reach
 from restore.drill.record import record
 from restore.drill.report import Outcome, Result
@@ -101,7 +102,8 @@ from restore.drill.vm_spec import Accelerator, Firmware
     "--report",
     "report_folder",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Write report.json and a picture of the time, timeline.svg, into this folder.",
+    help="Write report.json and a picture of the time, timeline.svg, into this folder; of many drills "
+    "after each.",
 )
 @click.option("--verbose", is_flag=True, help="Show the consoles of the virtual machines.")
 @recovery_key_options
@@ -172,7 +174,12 @@ def drill(
         results = [run.drill_image(subject, choices, settings)]
         _record(out, subject, results[0])
     else:
-        results = [cell.drill(choices, settings) for cell in cells]
+
+        def keep_report(results: Sequence[Result]) -> None:
+            if report_folder is not None:
+                report.write(results, report_folder)
+
+        results = drill_all(cells, choices, settings, keep_report)
     _tell(out, results, report_folder)
 
 

@@ -7,14 +7,21 @@ firmware = "secureboot"       # where it is not the machine's own
 medium = "usb"                # where it is not a CD
 """
 
+import os
+import tempfile
+import time
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
 
+from bootmedia.config import MediumConfig
+from bootmedia.medium import build_medium
 from imager.errors import ConfigError
+from imager.units import format_duration
 from restore.drill import run
 from restore.drill.bring_back import Settings
 from restore.drill.report import Result
@@ -88,3 +95,45 @@ def read_matrix(path: Path) -> tuple[Cell, ...]:
         for row in rows
         for variation in row.variations
     )
+
+
+def drill_all(
+    cells: Sequence[Cell],
+    choices: run.Choices,
+    settings: Settings,
+    done: Callable[[Sequence[Result]], None],
+) -> list[Result]:
+    """Run drills one after the other, from one medium; one that fails does not end the others.
+
+    Args:
+        cells: what to drill.
+        choices: for what a cell leaves open.
+        settings: how.
+        done: called after each drill with all results so far, so that hours of work are not lost.
+    """
+    results: list[Result] = []
+    start = time.monotonic()
+    with _one_medium(cells, choices, settings) as ready:
+        for number, cell in enumerate(cells, 1):
+            if len(cells) > 1:
+                passed = format_duration(time.monotonic() - start)
+                settings.say(f"drill {number} of {len(cells)}, after {passed}: {cell}")
+            results.append(cell.drill(ready, settings))
+            done(results)
+    return results
+
+
+@contextmanager
+def _one_medium(
+    cells: Sequence[Cell], choices: run.Choices, settings: Settings
+) -> Iterator[run.Choices]:
+    """Build the medium of several drills once; a single one builds and times its own."""
+    if choices.iso is not None or len(cells) == 1:
+        yield choices
+        return
+    base = os.environ.get("TMPDIR", "/var/tmp")  # noqa: S108  the folder is made safely
+    with tempfile.TemporaryDirectory(prefix="remetal-medium-", dir=base) as folder:
+        iso = Path(folder) / "rescue.iso"
+        settings.say("build the medium of all drills ...")
+        build_medium(iso, MediumConfig(), choices.cache, settings.say)
+        yield replace(choices, iso=iso)

@@ -317,11 +317,13 @@ def _conduct(
     )
     sheet = _Sheet(started)
     steps = Steps(name, settings.say)
-    places = _make_places(settings, name)
+    places = _make_places(settings, name, choices)
     try:
         verdict = work(places, steps, sheet)
     except RemetalError as error:
         sheet.note(proof=f"{error.message} {error.hint}".strip())
+    except OSError as error:  # a full disk, say: the drills that follow may still go well
+        sheet.note(proof=str(error))
     except BaseException:
         job.forget_secrets(places.job)
         if settings.keep is None:
@@ -340,12 +342,13 @@ def _conduct(
     return _clean(places, sheet, settings)
 
 
-def _make_places(settings: Settings, name: str) -> Places:
+def _make_places(settings: Settings, name: str, choices: Choices) -> Places:
     if settings.keep is None:
         # Disks are large, and /tmp is memory on many machines.
         base = os.environ.get("TMPDIR", "/var/tmp")  # noqa: S108  mkdtemp makes it safe
         return Places(Path(tempfile.mkdtemp(prefix=f"remetal-drill-{name}-", dir=base)))
-    folder = settings.keep / name
+    varied = "" if choices.variation is Variation.SAME else f"-{choices.variation}"
+    folder = settings.keep / f"{name}{varied}"
     try:
         folder.mkdir(mode=0o700, parents=True)
     except FileExistsError as error:

@@ -1,10 +1,15 @@
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from imager.errors import ConfigError
+from restore.drill import fixture, matrix, run
+from restore.drill.bring_back import Settings
 from restore.drill.fixture import checkout
-from restore.drill.matrix import Cell, cross, read_matrix
+from restore.drill.matrix import Cell, cross, drill_all, read_matrix
+from restore.drill.qemu import TCG
+from restore.drill.report import Outcome, Result
 from restore.drill.scenario import Medium
 from restore.drill.variation import Variation
 from restore.drill.vm_spec import Firmware
@@ -46,3 +51,33 @@ def test_machines_and_variations_are_crossed() -> None:
         Cell("a", Variation.LARGER),
         Cell("b", Variation.SAME),
     )
+
+
+def test_drills_share_a_medium_and_each_is_told_of_whatever_becomes_of_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    media: list[Path] = []
+
+    def build_medium(iso: Path, *_: object) -> None:
+        iso.touch()
+        media.append(iso)
+
+    def build(name: str, _: object) -> fixture.Fixture:
+        raise OSError(28, "No space left on device", name)
+
+    monkeypatch.setattr(matrix, "build_medium", build_medium)
+    monkeypatch.setattr(fixture, "build", build)
+    told: list[Sequence[Result]] = []
+    results = drill_all(
+        cross(["a", "b"], ["same", "larger"]),
+        run.Choices(None, Medium.CD, None, tmp_path / "cache"),
+        Settings(TCG, lambda _: None),
+        lambda so_far: told.append(tuple(so_far)),
+    )
+    assert [len(each) for each in told] == [1, 2, 3, 4]
+    assert told[-1] == tuple(results)
+    assert {result.outcome for result in results} == {Outcome.FAILED}
+    assert all("No space left" in result.proof for result in results)
+    assert len(media) == 1
+    assert not media[0].exists()
