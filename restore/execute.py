@@ -32,7 +32,7 @@ from restore.comparison import (
 from restore.device import OpenTarget, make_file
 from restore.journal import Journal
 from restore.plan import Plan
-from restore.recreate.mdraid import relocate_superblock
+from restore.recreate.mdraid import keep_members, relocate_superblock
 from restore.recreate.partition_table import check_table, relocate_backup_gpt, settle
 from restore.runs import Image, Runs
 from restore.steps import (
@@ -43,6 +43,7 @@ from restore.steps import (
     DiscardDisk,
     EmptyFile,
     InvalidateEnds,
+    KeepMembers,
     MakeFile,
     Phase,
     RelocateBackupGpt,
@@ -293,8 +294,8 @@ class _Run:
                 notes = self._opened[target].discard(offset, length)
             case RelocateBackupGpt(target):
                 relocate_backup_gpt(self._opened[target])
-            case RelocateMdSuperblock(target, _, version):
-                relocate_superblock(self._opened[target], version)
+            case RelocateMdSuperblock(target) | KeepMembers(target):
+                _change_superblock(self._opened[target], step)
             case RereadTable(target):
                 notes = self._opened[target].reread_table()
             case CheckTable(target, table):
@@ -318,6 +319,13 @@ class _Run:
         # The kernel drops the old partitions, so that nothing probes them while they change.
         opened.reread_table()
         return step.head + step.tail, ()
+
+
+def _change_superblock(opened: OpenTarget, step: RelocateMdSuperblock | KeepMembers) -> None:
+    if isinstance(step, KeepMembers):
+        keep_members(opened, step)
+    else:
+        relocate_superblock(opened, step.version)
 
 
 def _run_boot_step(

@@ -11,6 +11,7 @@ from typing import ClassVar
 from imager.layout.disk import VolumeRole
 from imager.layout.mdraid import MdVersion
 from imager.layout.partition_table import PartitionTable
+from imager.probe.mdraid_superblock import SUPERBLOCK_SIZE, superblock_places
 from imager.units import format_size
 from restore.boot_steps import EnsureFallbackLoader, LogToEsp, SetBootEntries
 from restore.target import Target
@@ -367,6 +368,50 @@ class RelocateMdSuperblock:
 
 
 @dataclass(frozen=True, slots=True)
+class KeepMembers:
+    """Note in the superblock of a member which ones its array goes on with; the rest is gone.
+
+    Attributes:
+        target: the disk.
+        place: id of the volume or disk that is the member.
+        array: in words.
+        uuid: of the array.
+        version: of the metadata.
+        number: of the member.
+        offset: first byte of the member on the target.
+        length: bytes of it.
+        kept: numbers of all members that stay.
+        active: how many disks the array has then.
+        disks: how many when it is whole.
+        events: what the superblock shall count.
+    """
+
+    name: ClassVar[str] = "keep-members"
+    target: Target
+    place: str
+    array: str
+    uuid: str
+    version: MdVersion
+    number: int
+    offset: int
+    length: int
+    kept: tuple[int, ...]
+    active: int
+    disks: int
+    events: int
+
+    def describe(self) -> str:
+        """Say what happens."""
+        at = self.offset + dict(superblock_places(self.length))[self.version]
+        return (
+            f"{self.target.path}: note in the superblock of {self.place}, bytes {at} to "
+            f"{at + SUPERBLOCK_SIZE - 1}, and in its bitmap if it has one, that {self.array} goes on "
+            f"with {self.active} of its {self.disks} disks (events {self.events}): it starts at "
+            "once, and any other member that is attached later counts as old"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class RereadTable:
     """Let the kernel read the new partition table."""
 
@@ -413,6 +458,7 @@ Step = (
     | VerifyVolume
     | RelocateBackupGpt
     | RelocateMdSuperblock
+    | KeepMembers
     | RereadTable
     | CheckTable
     | EnsureFallbackLoader

@@ -6,6 +6,7 @@ all 32-bit words with the checksum taken as 0, and what overflows added once.
 
 import struct
 import uuid
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
 
@@ -23,10 +24,14 @@ _MOST_DISKS: Final = 4096
 # 0.90, in words of 32 bits
 _RESERVED: Final = 64 * KIB
 _SUM_WORD: Final = 38
+_EVENTS_WORD: Final = 39  # low half, high half, and the same two of the last checkpoint
+_DISKS_WORD: Final = 128
+_DISK_WORDS: Final = 32
+_MOST_DISKS_0: Final = 27
 _THIS_DISK_WORD: Final = 992
 _CLEAN: Final = 1 << 0
 _BITMAP: Final = 1 << 8
-_DISK_FAULTY, _DISK_ACTIVE, _DISK_IN_SYNC = 1 << 0, 1 << 1, 1 << 2
+_DISK_FAULTY, _DISK_ACTIVE, _DISK_IN_SYNC, _DISK_REMOVED = 1 << 0, 1 << 1, 1 << 2, 1 << 3
 
 # 1.x: magic, version, features, padding, UUID, name, time of creation, level, layout, size, chunk,
 # disks, place of the bitmap; and what follows of a reshape
@@ -38,16 +43,30 @@ _DEVICE_AT: Final = 128
 # From 192: time of the update, events, in sync up to, checksum, roles
 _STATE: Final = struct.Struct("<QQQII")
 _STATE_AT: Final = 192
+_BITMAP_AT: Final = 96
 _OWN_PLACE_AT: Final = 144
+_EVENTS_AT: Final = 200
 _SUM_AT: Final = 216
 _COUNT_AT: Final = 220
 _ROLES_AT: Final = 256
 _IN_SYNC: Final = (1 << 64) - 1
-_ROLE_STATES: Final = {0xFFFF: MdState.SPARE, 0xFFFE: MdState.FAULTY, 0xFFFD: MdState.JOURNAL}
+_FAULTY_ROLE: Final = 0xFFFE
+_LEAST_OTHER_ROLE: Final = 0xFFFD  # smaller ones are disks of the array
+_ROLE_STATES: Final = {
+    0xFFFF: MdState.SPARE,
+    _FAULTY_ROLE: MdState.FAULTY,
+    _LEAST_OTHER_ROLE: MdState.JOURNAL,
+}
 _TIME_MASK: Final = (1 << 40) - 1
 
 _HAS_BITMAP: Final = 1
 _RECOVERING: Final = 2
+
+# The head of a bitmap: magic, version, UUID of the array, events, events when bits were last cleared
+_BITMAP_HEAD: Final = struct.Struct("<4sI16sQQ")
+_BITMAP_MAGIC: Final = b"bitm"
+_BITMAP_VERSIONS: Final = frozenset({3, 4, 5})
+BITMAP_HEAD_SIZE: Final = _BITMAP_HEAD.size
 
 _LEVELS: Final = {-4: "multipath", -1: "linear"}
 _PLAIN_LEVELS: Final = frozenset({0, 1, 4, 5, 6, 10})
@@ -136,6 +155,105 @@ def with_place(data: bytes, version: MdVersion, place: int) -> bytes:
     (count,) = struct.unpack_from("<I", moved, _COUNT_AT)
     struct.pack_into("<I", moved, _SUM_AT, _sum_1(bytes(moved[: _ROLES_AT + 2 * count])))
     return bytes(moved)
+
+
+def with_members(data: bytes, version: MdVersion, kept: Collection[int], events: int) -> bytes:
+    """Return a superblock as it is when all members but some have failed and were taken out.
+
+    It says of the others what the kernel writes when they fail while the array runs: with metadata
+    1.x their role is "faulty", with 0.90 they are "faulty, removed" and no longer counted. Of an
+    array that is whole without them nothing changes but the count of events.
+
+    Args:
+        data: the superblock, `SUPERBLOCK_SIZE` bytes.
+        version: of the metadata.
+        kept: numbers of the devices that stay; the one that this belongs to among them.
+        events: how many changes of the array it has seen then.
+    """
+    changed = bytearray(data)
+    if version is MdVersion.V0_90:
+        _keep_0(changed, kept, events)
+        return bytes(changed)
+    (count,) = struct.unpack_from("<I", changed, _COUNT_AT)
+    for number in range(count):
+        place = _ROLES_AT + 2 * number
+        (role,) = struct.unpack_from("<H", changed, place)
+        if number not in kept and role < _LEAST_OTHER_ROLE:
+            struct.pack_into("<H", changed, place, _FAULTY_ROLE)
+    struct.pack_into("<Q", changed, _EVENTS_AT, events)
+    struct.pack_into("<I", changed, _SUM_AT, _sum_1(bytes(changed[: _ROLES_AT + 2 * count])))
+    return bytes(changed)
+
+
+def _keep_0(changed: bytearray, kept: Collection[int], events: int) -> None:
+    words = np.frombuffer(changed, dtype="<u4")
+    # How many there are in all, active, working, failed, spare.
+    totals = dict.fromkeys((9, 34, 35, 36, 37), 0)
+    for number in range(_MOST_DISKS_0):
+        disk = words[_DISKS_WORD + number * _DISK_WORDS :][:_DISK_WORDS]
+        state = int(disk[4])
+        is_there = bool(state & (_DISK_ACTIVE | _DISK_IN_SYNC)) or (
+            number > 0 and disk[0] == number
+        )
+        if number in kept or not is_there or state & (_DISK_FAULTY | _DISK_REMOVED):
+            continue
+        is_active = bool(state & _DISK_IN_SYNC)
+        for word, change in ((9, -1), (35, -1), (34 if is_active else 37, -1)):
+            totals[word] += change
+        disk[:] = 0
+        if number < words[10]:
+            totals[36] += 1
+            disk[:5] = (number, 0, 0, number, _DISK_FAULTY | _DISK_REMOVED)
+    for word, change in totals.items():
+        words[word] = max(0, int(words[word]) + change)
+    halves = (events & 0xFFFFFFFF, events >> 32)
+    checkpoint = slice(_EVENTS_WORD + 2, _EVENTS_WORD + 4)
+    at_checkpoint = (words[checkpoint] == words[_EVENTS_WORD : _EVENTS_WORD + 2]).all()
+    words[_EVENTS_WORD : _EVENTS_WORD + 2] = halves
+    if at_checkpoint:  # else a resync would begin at the start again
+        words[checkpoint] = halves
+    words[_SUM_WORD] = _folded(int(words.sum(dtype=np.uint64)) - int(words[_SUM_WORD]))
+
+
+def bitmap_place(data: bytes, version: MdVersion, place: int) -> int | None:
+    """Return the first byte of a member's bitmap; None where its superblock speaks of none.
+
+    Args:
+        data: the superblock, `SUPERBLOCK_SIZE` bytes.
+        version: of the metadata.
+        place: first byte of the superblock on the member.
+    """
+    if version is MdVersion.V0_90:
+        (state,) = struct.unpack_from("<I", data, 4 * 33)
+        return place + SUPERBLOCK_SIZE if state & _BITMAP else None
+    (features,) = struct.unpack_from("<I", data, 8)
+    (sectors,) = struct.unpack_from("<i", data, _BITMAP_AT)
+    return place + sectors * _SECTOR if features & _HAS_BITMAP else None
+
+
+def bitmap_with_events(head: bytes, uuid_of_array: str, events: int) -> bytes:
+    """Return the head of a bitmap that is up to date at a count of events.
+
+    A device that saw fewer is written anew as a whole, not only where bits are set. What is no
+    head of this array's bitmap, in a version that is known, is returned as it is: the kernel calls
+    it out of date, and does the same.
+
+    Args:
+        head: `BITMAP_HEAD_SIZE` bytes.
+        uuid_of_array: as `MdSuperblock` says it.
+        events: as its superblock counts them.
+    """
+    magic, version, identity, _, _ = _BITMAP_HEAD.unpack(head)
+    is_known = magic == _BITMAP_MAGIC and version in _BITMAP_VERSIONS
+    if not is_known or identity not in _identities(uuid_of_array):
+        return head
+    return _BITMAP_HEAD.pack(magic, version, identity, events, events)
+
+
+def _identities(uuid_of_array: str) -> tuple[bytes, bytes]:
+    """Return a UUID as it is in metadata 1.x, and as the kernel keeps one of 0.90 in memory."""
+    plain = uuid.UUID(uuid_of_array).bytes
+    return plain, struct.pack("<4I", *struct.unpack(">4I", plain))
 
 
 def superblock_places(length: int) -> tuple[tuple[MdVersion, int], ...]:
