@@ -38,7 +38,8 @@ hint: the next thing a tired person should do.
     │   ├── WriteFailed            46
     │   ├── VerificationFailed     47
     │   ├── NotConfirmed           48
-    │   └── ForeignTarget          49   holds data that is not of the machine, and was not named
+    │   ├── ForeignTarget          49   holds data that is not of the machine, and was not named
+    │   └── DiskNeeded             59   the machine does not come up without a disk that is left out
     ├── OutputError                50
     │   ├── NoRoom                 51
     │   ├── OutputExists           52
@@ -367,6 +368,14 @@ class ForeignTarget(TargetError):
         "If it is really meant: --overwrite-serial SERIAL, or choose another disk; nothing was "
         "written."
     )
+
+
+class DiskNeeded(TargetError):
+    """The machine does not come up without a saved disk that is to be left out."""
+
+    id = "disk-needed"
+    exit_code = 59
+    default_hint = "Give it a disk, or leave out others; nothing was written."
 
 
 class OutputError(RemetalError):

@@ -1,6 +1,7 @@
 """Which steps make firmware find the restored machine, and what can't be done about it."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from imager.layout.firmware import BootEntry, FirmwareKind
 from imager.layout.layers import Layers
@@ -23,11 +24,12 @@ def plan_boot(
     esps = tuple(
         Esp(targets[disk.id], part.number, (part.uuid or "").upper(), part.offset, part.length)
         for disk, part in system_partitions(machine.disks, machine.layers)
-        if disk.table is not None and disk.table.kind is TableKind.GPT
+        if disk.id in targets and disk.table is not None and disk.table.kind is TableKind.GPT
     )
     uuids = {esp.uuid for esp in esps}
+    saved = tuple(_here(entry, machine, esps) for entry in machine.firmware.boot_entries)
     entries = tuple(
-        entry for entry in machine.firmware.boot_entries if entry.partition_uuid.upper() in uuids
+        dict.fromkeys(entry for entry in saved if entry.partition_uuid.upper() in uuids)
     )
     if not esps:
         return (), ("This UEFI machine has no EFI system partition on its saved disks.",)
@@ -40,12 +42,7 @@ def plan_boot(
         notes.append(reason)
     else:
         steps.append(SetBootEntries(entries, esps, machine.architecture))
-        lost = [entry.label for entry in machine.firmware.boot_entries if entry not in entries]
-        if lost:
-            notes.append(
-                "These saved boot entries start from disks that are not in the image and are not "
-                f"made again: {', '.join(lost)}."
-            )
+        notes.extend(_lost([entry for entry in saved if entry not in entries], machine))
     if wishes.log_to_esp:
         alone = [esp for esp in esps if _mirror(machine.layers, esp) is None]
         if alone:
@@ -58,10 +55,42 @@ def plan_boot(
     return tuple(steps), tuple(notes)
 
 
+def _here(entry: BootEntry, machine: Machine, esps: tuple[Esp, ...]) -> BootEntry:
+    """Return a boot entry of a partition that is left out as one of its mirror, if that is here."""
+    wanted = entry.partition_uuid.upper()
+    for disk, part in system_partitions(machine.disks, machine.layers):
+        if (part.uuid or "").upper() == wanted:
+            mirror = _mirror_at(machine.layers, disk.id, part.number)
+            twins = [
+                esp for esp in esps if mirror is not None and _mirror(machine.layers, esp) == mirror
+            ]
+            if twins and wanted not in {esp.uuid for esp in twins}:
+                return replace(entry, partition_uuid=twins[0].uuid)
+    return entry
+
+
+def _lost(entries: list[BootEntry], machine: Machine) -> Iterator[str]:
+    """Say which boot entries are not made again, and why."""
+    saved = {
+        (part.uuid or "").upper() for _, part in system_partitions(machine.disks, machine.layers)
+    }
+    left_out = [each.label for each in entries if each.partition_uuid.upper() in saved]
+    elsewhere = [each.label for each in entries if each.partition_uuid.upper() not in saved]
+    for labels, where in ((elsewhere, "not in the image"), (left_out, "left out")):
+        if labels:
+            yield (
+                f"These saved boot entries start from disks that are {where} and are not made "
+                f"again: {', '.join(labels)}."
+            )
+
+
 def _mirror(layers: Layers, esp: Esp) -> MdArray | None:
     """Return the array of md that an EFI system partition is part of, if any."""
-    disk = esp.target.disk
-    return layers.array_of(f"{disk}/p{esp.number}") or layers.array_of(disk)
+    return _mirror_at(layers, esp.target.disk, esp.number)
+
+
+def _mirror_at(layers: Layers, disk: str, number: int) -> MdArray | None:
+    return layers.array_of(f"{disk}/p{number}") or layers.array_of(disk)
 
 
 def _fallbacks(

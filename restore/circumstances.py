@@ -18,6 +18,7 @@ class Wishes:
         anew: begin from the start, also where an interrupted restore could be resumed.
         boot_entries: set boot entries in the firmware of the machine that this runs on.
         log_to_esp: leave the log on the restored machine.
+        leave_out: ids or serials of saved disks that are not restored.
     """
 
     verify_written: bool = False
@@ -25,6 +26,7 @@ class Wishes:
     anew: bool = False
     boot_entries: bool = False
     log_to_esp: bool = False
+    leave_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

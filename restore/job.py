@@ -1,17 +1,21 @@
 """One restore from an opened image to the last step: what `restore` and `rescue` share."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from imager.console import Output
+from imager.errors import RepositoryError
 from imager.repository.repository import Repository
 from imager.repository.retrieval import OpenImage, Unlocked, open_image
-from restore import targets
+from restore import targets, without
+from restore.boot_code import disks_with_boot_code
 from restore.circumstances import Wishes
 from restore.execute import Outcome, execute
 from restore.log import RestoreLog
-from restore.match import match
+from restore.match import match, resolve
 from restore.plan import Plan
 from restore.planner import make_plan
 from restore.steps import Subject
@@ -46,14 +50,19 @@ def prepare(
     """Match disks and make the plan. Nothing is written to any of them.
 
     Raises:
-        TargetError: and those below it, when a disk can't take what was saved.
+        UsageError: the image has no disk of a name that is given.
+        TargetError: and those below it, when a disk can't take what was saved, or is needed and to
+            be left out.
         NoRoom: the filesystem of a target file is too full.
         ObjectDamaged: the image contradicts itself.
     """
     started = time.monotonic()
     opened.check_presence()
+    machine = opened.machine
+    left_out = resolve(machine, wishes.leave_out, mapping)
+    less = without.judge(machine, left_out, disks_with_boot_code(opened) if left_out else ())
     seen = targets.survey(repository.backend.folders, mapping)
-    found = match(opened.machine, seen)
+    found = match(machine, seen, left_out, partial(_advise, opened, left_out))
     subject = Subject(
         repository=repository.id.hex(),
         image=opened.image.id,
@@ -65,12 +74,21 @@ def prepare(
         found,
         subject=subject,
         wishes=wishes,
-        surroundings=targets.surroundings(opened.machine, found, seen),
+        surroundings=targets.surroundings(machine, found, seen),
+        without=less,
     )
     targets.check_room(plan)
     log.planned(plan)
     log.record(Outcome("plan", plan.machine, time.monotonic() - started))
     return plan
+
+
+def _advise(opened: OpenImage, left_out: Collection[str], missing: Collection[str]) -> str:
+    """Return how a restore could do without more disks; nothing where that can't be known."""
+    names = {*left_out, *missing}
+    with suppress(RepositoryError):
+        return without.advise(opened.machine, names, disks_with_boot_code(opened))
+    return ""
 
 
 def carry_out(out: Output, opened: OpenImage, plan: Plan, log: RestoreLog) -> None:

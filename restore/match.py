@@ -14,13 +14,15 @@ The order of the rules, each for all saved disks before the next:
 
 Rules 2 and 3 find *the* disk: when it is mounted or may not be written, that is an error, and no
 other disk is taken instead. Rules 4 and 5 find *a* disk: they pass over disks that are in use,
-forbidden, removable (unless the saved one was) or of another sector size, and stop at two equals.
+forbidden, removable (unless the saved one was) or of another sector size, and over the disk itself
+that is left out; they stop at two equals.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
+from typing import TypeVar
 
 from imager.blockdev import BlockDisk
 from imager.errors import (
@@ -91,8 +93,28 @@ class Survey:
     forbidden: Mapping[Path, str]
 
 
-def match(machine: Machine, survey: Survey) -> tuple[Match, ...]:
-    """Return a target for every saved disk of the machine, in the machine's order.
+Advise = Callable[[Collection[str]], str]
+"""Takes ids of saved disks that can't have a target; returns what a person may do about it."""
+
+
+def no_advice(_: Collection[str]) -> str:
+    """Return nothing."""
+    return ""
+
+
+def match(
+    machine: Machine,
+    survey: Survey,
+    left_out: Collection[str] = (),
+    advise: Advise = no_advice,
+) -> tuple[Match, ...]:
+    """Return a target for every saved disk of the machine that is not left out, in its order.
+
+    Args:
+        machine: of the image.
+        survey: what is here.
+        left_out: ids of saved disks that get no target.
+        advise: asked when there is none for a disk.
 
     Raises:
         UsageError: a `--map` names a disk that the image does not have, or one twice.
@@ -101,12 +123,42 @@ def match(machine: Machine, survey: Survey) -> tuple[Match, ...]:
         TargetTooSmall, TargetInUse, ForbiddenTarget: the disk that is meant can't be used.
         TargetError: it is read-only, has another sector size, or is meant twice.
     """
+    wanted = replace(
+        machine, disks=tuple(disk for disk in machine.disks if disk.id not in left_out)
+    )
+    avoided = {
+        disk.path: f"is {gone.id}, which is left out"
+        for gone in machine.disks
+        for disk in survey.disks
+        if gone.id in left_out
+        and any(same(gone.identity, disk.identity) for _, same in _IDENTITY_RULES)
+    }
     found: dict[str, Match] = {}
-    _match_named(machine, survey, found)
-    for basis, same in _IDENTITY_RULES:
-        _match_identity(machine, survey, found, basis, same)
-    _match_size(machine, survey, found)
-    return tuple(found[disk.id] for disk in machine.disks)
+    _match_named(wanted, survey, found, advise)
+    for rule in _IDENTITY_RULES:
+        _match_identity(wanted, survey, found, rule, advise)
+    _match_size(wanted, replace(survey, forbidden={**avoided, **survey.forbidden}), found, advise)
+    return tuple(found[disk.id] for disk in wanted.disks)
+
+
+def resolve(machine: Machine, names: Iterable[str], mapping: Iterable[str]) -> frozenset[str]:
+    """Return the ids of saved disks that are to be left out.
+
+    Args:
+        machine: of the image.
+        names: their ids or serials.
+        mapping: ids or serials of disks that `--map` names.
+
+    Raises:
+        UsageError: the image has no such disk, or it is to be mapped as well.
+    """
+    left_out = frozenset(saved_disk(machine, name).id for name in names)
+    for name in mapping:
+        if saved_disk(machine, name).id in left_out:
+            raise UsageError(
+                f"{name} is to be left out, and --map names it", hint="Give one of the two."
+            )
+    return left_out
 
 
 def parse_map(values: Iterable[str]) -> dict[str, Path]:
@@ -162,9 +214,9 @@ _IDENTITY_RULES: tuple[tuple[Basis, Callable[[DiskIdentity, DiskIdentity], bool]
 )
 
 
-def _match_named(machine: Machine, survey: Survey, found: dict[str, Match]) -> None:
+def _match_named(machine: Machine, survey: Survey, found: dict[str, Match], advise: Advise) -> None:
     for name, target in survey.named.items():
-        saved = _saved_disk(machine, name)
+        saved = saved_disk(machine, name)
         if saved.id in found:
             raise UsageError(f"--map names {saved.id} twice, by its id and by its serial")
         if isinstance(target, NewFile):
@@ -180,10 +232,15 @@ def _match_named(machine: Machine, survey: Survey, found: dict[str, Match]) -> N
             choice = Match(saved, disk, Basis.NAMED, is_new=True)
         else:
             choice = Match(saved, target, Basis.NAMED)
-        _take(choice, survey, found)
+        _take(choice, survey, found, advise)
 
 
-def _saved_disk(machine: Machine, name: str) -> Disk:
+def saved_disk(machine: Machine, name: str) -> Disk:
+    """Return the saved disk with an id or else a serial.
+
+    Raises:
+        UsageError: there is none, or more than one.
+    """
     by_id = [disk for disk in machine.disks if disk.id == name]
     disks = by_id or [disk for disk in machine.disks if disk.identity.serial == name]
     if len(disks) == 1:
@@ -200,9 +257,10 @@ def _match_identity(
     machine: Machine,
     survey: Survey,
     found: dict[str, Match],
-    basis: Basis,
-    same: Callable[[DiskIdentity, DiskIdentity], bool],
+    rule: tuple[Basis, Callable[[DiskIdentity, DiskIdentity], bool]],
+    advise: Advise,
 ) -> None:
+    basis, same = rule
     for saved in machine.disks:
         if saved.id in found:
             continue
@@ -215,10 +273,10 @@ def _match_identity(
         if len(fitting) > 1:
             raise _ambiguous(saved, fitting, f"have the {basis.split(',')[0]} as")
         if fitting:
-            _take(Match(saved, fitting[0], basis), survey, found)
+            _take(Match(saved, fitting[0], basis), survey, found, advise)
 
 
-def _match_size(machine: Machine, survey: Survey, found: dict[str, Match]) -> None:
+def _match_size(machine: Machine, survey: Survey, found: dict[str, Match], advise: Advise) -> None:
     """Match what has no known identity here; only where there is exactly one way to do it."""
     for rule in (_same_size, _large_enough):
         rest = [disk for disk in machine.disks if disk.id not in found]
@@ -239,14 +297,12 @@ def _match_size(machine: Machine, survey: Survey, found: dict[str, Match]) -> No
                 continue
             rivals = [other for other in rest if fitting[0] in choices[other.id]]
             if len(rivals) > 1:
-                names = " and ".join(rival.id for rival in rivals)
-                raise AmbiguousTarget(
-                    f"{names} could each go to {describe(fitting[0].path, fitting[0].identity)}"
-                )
-            _take(Match(saved, fitting[0], basis), survey, found)
-    for saved in machine.disks:
-        if saved.id not in found:
-            raise _no_target(saved, survey, _taken(found))
+                raise _rivals(rivals, fitting[0], advise)
+            _take(Match(saved, fitting[0], basis), survey, found, advise)
+    missing = [disk for disk in machine.disks if disk.id not in found]
+    if missing:
+        error = _no_target(missing[0], survey, _taken(found))
+        raise _with_advice(error, [disk.id for disk in missing], advise)
 
 
 def _same_size(saved: Disk, disk: BlockDisk) -> bool:
@@ -261,7 +317,28 @@ def _taken(found: Mapping[str, Match]) -> frozenset[Path]:
     return frozenset(match.target.path for match in found.values())
 
 
-def _take(choice: Match, survey: Survey, found: dict[str, Match]) -> None:
+def _rivals(rivals: Sequence[Disk], target: BlockDisk, advise: Advise) -> AmbiguousTarget:
+    """Return why one disk is not taken, and which of the saved disks could be left out for it."""
+    names = [rival.id for rival in rivals]
+    error = AmbiguousTarget(
+        f"{' and '.join(names)} could each go to {describe(target.path, target.identity)}"
+    )
+    for kept in names:
+        others = [name for name in names if name != kept]
+        if advise(others):
+            return _with_advice(error, others, advise)
+    return error
+
+
+E = TypeVar("E", bound=RemetalError)
+
+
+def _with_advice(error: E, without: Sequence[str], advise: Advise) -> E:
+    error.hint = f"{error.hint} {advise(without)}".strip()
+    return error
+
+
+def _take(choice: Match, survey: Survey, found: dict[str, Match], advise: Advise) -> None:
     for other in found.values():
         if other.target.path == choice.target.path:
             raise TargetError(
@@ -269,6 +346,8 @@ def _take(choice: Match, survey: Survey, found: dict[str, Match]) -> None:
                 hint="Give each saved disk a disk of its own; nothing was written.",
             )
     problem = _forbidden(choice.target, survey) or _unusable(choice.saved, choice.target)
+    if isinstance(problem, TargetTooSmall):
+        raise _with_advice(problem, [choice.saved.id], advise)
     if problem is not None:
         raise problem
     found[choice.saved.id] = choice

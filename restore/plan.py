@@ -37,6 +37,7 @@ class Plan:
         steps: in the order they run. Consecutive `WriteVolume` steps of one phase run together, in
             the order in which the repository stores what they share; so do their verifications.
         notes: what a person must know that is no step.
+        left_out: ids of saved disks that are not restored.
     """
 
     machine: str
@@ -46,6 +47,7 @@ class Plan:
     targets: tuple[Target, ...]
     steps: tuple[Step, ...]
     notes: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     @property
     def data(self) -> int:
@@ -83,6 +85,7 @@ class Plan:
             "image": self.image,
             "taken": self.taken,
             "targets": [_plain(target) for target in self.targets],
+            "left_out": list(self.left_out),
             "steps": [
                 {"step": step.name, "text": step.describe(), **_step_fields(step)}
                 for step in self.steps

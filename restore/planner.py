@@ -26,6 +26,7 @@ from restore.steps import (
     DiscardDisk,
     EmptyFile,
     InvalidateEnds,
+    KeepMembers,
     MakeFile,
     Phase,
     RelocateBackupGpt,
@@ -39,6 +40,7 @@ from restore.steps import (
     WriteVolume,
 )
 from restore.target import Target, TargetKind
+from restore.without import NOTHING, Without, members_on
 
 # Primary tables, their backups, and the labels of a filesystem or RAID member without a table.
 _TABLE_REACH: Final = MIB
@@ -66,15 +68,17 @@ def make_plan(
     subject: Subject,
     wishes: Wishes,
     surroundings: Surroundings,
+    without: Without = NOTHING,
 ) -> Plan:
     """Return the plan that turns the matched disks into the machine of the image.
 
     Args:
         image: the opened image; its maps are read, its chunks are not.
-        matches: a target for every disk of the machine.
+        matches: a target for every disk of the machine that is not left out.
         subject: what the image is.
         wishes: what was asked for.
         surroundings: what this system can do.
+        without: which disks are left out, and what that means.
 
     Raises:
         ObjectDamaged: the layout contradicts itself.
@@ -88,7 +92,8 @@ def make_plan(
     }
     writes: list[WriteVolume] = []
     steps: list[Step] = []
-    for disk in machine.disks:
+    disks = [match.saved for match in matches]
+    for disk in disks:
         _check_layout(disk)
         target = targets[disk.id]
         compares = wishes.delta and target.kind is not TargetKind.NEW_FILE
@@ -117,8 +122,8 @@ def make_plan(
                 )
                 for write in group
             )
-    for disk in machine.disks:
-        steps.extend(_finish_table(disk, targets[disk.id], machine.layers))
+    for disk in disks:
+        steps.extend(_finish_table(disk, targets[disk.id], machine.layers, without))
     boot_steps, notes = plan_boot(machine, targets, wishes, surroundings)
     return Plan(
         machine=machine.name,
@@ -128,12 +133,14 @@ def make_plan(
         targets=tuple(targets.values()),
         steps=(*steps, *boot_steps),
         notes=(
+            *_without_notes(without),
             *decision.notes,
             *_delta_notes(targets.values(), wishes),
             *surroundings.twins,
             *(f"{sentence}: it is not in this image." for sentence in machine.layers.lacking()),
             *notes,
         ),
+        left_out=tuple(disk.id for disk in without.disks),
     )
 
 
@@ -287,7 +294,14 @@ def _clean(target: Target, surroundings: Surroundings) -> Iterator[Step]:
         yield DiscardDisk(target, head, middle)
 
 
-def _finish_table(disk: Disk, target: Target, layers: Layers) -> Iterator[Step]:
+def _without_notes(without: Without) -> Iterator[str]:
+    for disk in without.disks:
+        origin = describe(Path(disk.origin), disk.identity)
+        yield f"Left out: {disk.id}, saved from {origin}. It is not restored."
+    yield from without.changes
+
+
+def _finish_table(disk: Disk, target: Target, layers: Layers, without: Without) -> Iterator[Step]:
     # A table within a mirror of md ends with the array, which does not grow with the disk.
     is_own = layers.array_of(disk.id) is None
     if is_own and disk.table is not None and disk.table.kind is TableKind.GPT:
@@ -302,10 +316,31 @@ def _finish_table(disk: Disk, target: Target, layers: Layers) -> Iterator[Step]:
         if larger:
             yield RelocateBackupGpt(target)
     yield from _finish_member(disk, target, layers)
+    yield from _keep_members(disk, target, without)
     if target.kind is TargetKind.DEVICE:
         yield RereadTable(target)
     if disk.table is not None:
         yield CheckTable(target, disk.table)
+
+
+def _keep_members(disk: Disk, target: Target, without: Without) -> Iterator[Step]:
+    """Let arrays that lose members start with those that are left, as if the others had failed."""
+    for reduced, member, offset, length in members_on(disk, target.size, without):
+        array = reduced.array
+        yield KeepMembers(
+            target=target,
+            place=member.place,
+            array=array.title,
+            uuid=array.uuid,
+            version=array.version,
+            number=member.number,
+            offset=offset,
+            length=length,
+            kept=tuple(each.number for each in reduced.members),
+            active=reduced.active,
+            disks=array.disks,
+            events=reduced.events,
+        )
 
 
 def _finish_member(disk: Disk, target: Target, layers: Layers) -> Iterator[Step]:

@@ -59,7 +59,9 @@ def decide(
         )
         return Decision(resume, (note,))
     begin = None
-    if way is not Way.COMPARE and all(journal.head_of(disk) for disk in image.machine.disks):
+    restored = {target.disk for target in targets}
+    heads = [journal.head_of(disk) for disk in image.machine.disks if disk.id in restored]
+    if way is not Way.COMPARE and all(heads):
         begin = BeginJournal(tuple(targets), subject, journal.START, journal.END)
     return Decision(begin, tuple(_left_behind(targets, found, resume, way)))
 

@@ -56,7 +56,7 @@ def surroundings(machine: Machine, matches: Sequence[Match], seen: Survey) -> Su
 
     Args:
         machine: of the image.
-        matches: a target for every saved disk.
+        matches: a target for every saved disk that is not left out.
         seen: all disks here.
     """
     targets = {match.target.path for match in matches}

@@ -49,6 +49,7 @@ class Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         anew: begin from the start, also where an interrupted restore could be resumed.
         at_end: what follows when all went well.
         maps: saved disk → target, as with `--map`; by default disks are recognised.
+        leave_out: ids or serials of saved disks that are not restored, as with `--leave-out`.
         overwrite_serials: serial numbers of disks that are overwritten although they hold data of
             something else (`restore.foreign`); of a disk without one, its size in bytes.
         log_to_esp: also leave the log on the restored machine.
@@ -72,6 +73,7 @@ class Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     anew: bool = False
     at_end: AtEnd = AtEnd.POWEROFF
     maps: dict[str, str] = msgspec.field(default_factory=dict)
+    leave_out: tuple[str, ...] = ()
     overwrite_serials: tuple[str, ...] = ()
     log_to_esp: bool = False
     ssh_key: str | None = None
@@ -157,6 +159,7 @@ def restore(out: Output, share: Path, medium: Medium, order: Order, log: Restore
         anew=order.anew,
         boot_entries=True,
         log_to_esp=order.log_to_esp,
+        leave_out=order.leave_out,
     )
     mapping = {saved: Path(target) for saved, target in order.maps.items()}
     plan = job.prepare(repository, opened, mapping, wishes, log)

@@ -38,6 +38,15 @@ CONFIRMATION = "overwrite"
     "its serial, TARGET a disk or a raw file; a file that does not exist is made. "
     "By default disks are recognised by WWN, serial and size.",
 )
+@click.option(
+    "--leave-out",
+    "leave_out",
+    multiple=True,
+    metavar="SAVED",
+    help="Do not restore this saved disk, by its id (disk1) or its serial; may be given more than "
+    "once. Only where the machine comes up without it, such as on one disk of two that were "
+    "mirrored.",
+)
 @click.option("--dry-run", is_flag=True, help="Show the plan, and write nothing.")
 @click.option(
     "--yes",
@@ -96,6 +105,7 @@ def restore(
     repo: Place,
     image: str,
     maps: tuple[str, ...],
+    leave_out: tuple[str, ...],
     dry_run: bool,
     yes: bool,
     overwrite_serials: tuple[str, ...],
@@ -128,6 +138,7 @@ def restore(
       remetal restore /srv/images latest --map disk0=/dev/sdb
       remetal restore /srv/images 4f2a --map disk0=/var/lib/vm/web1.raw
       remetal restore /srv/images web1 --delta --dry-run
+      remetal restore /srv/images web1 --leave-out disk1
     """
     mapping = parse_map(maps)
     if out.as_json and not (dry_run or yes):
@@ -143,6 +154,7 @@ def restore(
         anew=anew,
         boot_entries=medium if boot_entries is None else boot_entries,
         log_to_esp=log_to_esp,
+        leave_out=leave_out,
     )
     with log.watch():
         opened = job.open_saved(out, repository, image, unlocked, log)

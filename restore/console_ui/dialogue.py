@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from imager import blockdev
 from imager.commands.secrets import ask_pages, load_recovery_key, remark_problems
@@ -42,6 +42,7 @@ _WISHES: Final = {
     _ANEW: ("anew", "begin from the start, not where the last restore stopped"),
 }
 _LOOK: Final = "look"
+_LEAVE: Final = "leave"
 _PATH: Final = "path"
 _PAGES: Final = "pages"
 _OTHER_PLACES: Final = {
@@ -191,7 +192,7 @@ class Dialogue:
                 plan = job.prepare(repository, opened, mapping, wishes, log)
             except TargetError as error:
                 self._explain(error)
-                mapping = self._choose_disks(opened.machine)
+                mapping, wishes = self._choose_disks(opened.machine, wishes)
                 continue
             self._terminal.page(plan.lines())
             answer = self._ask_agreement(plan, wishes)
@@ -201,10 +202,11 @@ class Dialogue:
                         self._ask_name(target)
                 return plan
             if answer.lower() == _DISKS:
-                mapping = self._choose_disks(opened.machine)
+                mapping, wishes = self._choose_disks(opened.machine, wishes)
             if answer.lower() in _changeable(plan, wishes):
                 wish = _WISHES[answer.lower()][0]
-                wishes = replace(wishes, **{wish: not getattr(wishes, wish)})
+                changed: dict[str, Any] = {wish: not getattr(wishes, wish)}
+                wishes = replace(wishes, **changed)
 
     def _ask_agreement(self, plan: Plan, wishes: Wishes) -> str:
         self._terminal.say()
@@ -231,8 +233,13 @@ class Dialogue:
         self._terminal.say(foreign.describe(target))
         foreign.check_answer(target, self._terminal.ask(foreign.question(target)))
 
-    def _choose_disks(self, machine: Machine) -> dict[str, Path]:
+    def _choose_disks(self, machine: Machine, wishes: Wishes) -> tuple[dict[str, Path], Wishes]:
+        """Return which disk takes each saved one, and the wishes with those that are left out."""
         mapping: dict[str, Path] = {}
+        left_out: list[str] = []
+        words = {_LOOK: "look again, after attaching one"}
+        if len(machine.disks) > 1:
+            words[_LEAVE] = "leave it out, where the machine comes up without it"
         for saved in machine.disks:
             disks = blockdev.list_disks()
             options = [
@@ -244,12 +251,15 @@ class Dialogue:
                 f"Which disk takes {saved.id}, saved from "
                 f"{describe(Path(saved.origin), saved.identity)}?",
                 options,
-                {_LOOK: "look again, after attaching one"},
+                words,
             )
+            if chosen == _LOOK:
+                return self._choose_disks(machine, wishes)
             if isinstance(chosen, str):
-                return self._choose_disks(machine)
-            mapping[saved.id] = disks[chosen].path
-        return mapping
+                left_out.append(saved.id)
+            else:
+                mapping[saved.id] = disks[chosen].path
+        return mapping, replace(wishes, leave_out=tuple(left_out))
 
     def _finish(self, plan: Plan, log: RestoreLog) -> AtEnd:
         say = self._terminal.say

@@ -1,5 +1,6 @@
 """The rules of matching, as tables: saved disks and disks that are here → who takes whom."""
 
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from imager.errors import (
     UsageError,
 )
 from imager.layout.disk import Disk, DiskIdentity
-from restore.match import Basis, NewFile, Survey, match, parse_map
+from restore.match import Basis, NewFile, Survey, match, parse_map, resolve
 
 MIB = 1 << 20
 
@@ -298,3 +299,56 @@ def test_parse_map() -> None:
 def test_parse_map_refuses(values: list[str]) -> None:
     with pytest.raises(UsageError):
         parse_map(values)
+
+
+TWO = machine(disk("disk0", **A), disk("disk1", **B))
+
+
+def told(*names: str) -> Callable[[Collection[str]], str]:
+    """Advice for these disks only."""
+    return lambda missing: f"leave out {sorted(missing)}" if {*missing} == {*names} else ""
+
+
+def test_what_is_left_out_gets_no_target() -> None:
+    (found,) = match(TWO, survey(here("sda", **A)), {"disk1"})
+    assert found.saved.id == "disk0"
+
+
+def test_the_disk_that_is_left_out_is_taken_for_another_only_by_name() -> None:
+    """Whoever leaves a disk out that is plugged in may want to keep it."""
+    old = here("sdb", **B)
+    with pytest.raises(NoTarget, match=r"sdb: M, serial SB.* is disk1, which is left out"):
+        match(TWO, survey(old, here("sdc", 1)), {"disk1"})
+    (found,) = match(TWO, survey(old, named={"disk0": old}), {"disk1"})
+    assert (found.target.path.name, found.basis) == ("sdb", Basis.NAMED)
+
+
+@pytest.mark.parametrize(
+    ("disks", "named", "advised", "kind"),
+    [
+        pytest.param([here("sda", **A)], {}, ["disk1"], NoTarget, id="nothing left"),
+        pytest.param(
+            [here("sda", **A), here("sdb", MIB)], {}, ["disk1"], TargetTooSmall, id="small"
+        ),
+        pytest.param([], {"disk1": here("sdb", MIB)}, ["disk1"], TargetTooSmall, id="named"),
+        pytest.param([here("sdx")], {}, ["disk1"], AmbiguousTarget, id="one blank disk for two"),
+        pytest.param([here("sdx")], {}, ["disk0"], AmbiguousTarget, id="only the other can go"),
+    ],
+)
+def test_a_refusal_says_which_disk_could_be_left_out(
+    disks: list[BlockDisk], named: dict[str, BlockDisk | NewFile], advised: list[str], kind: type
+) -> None:
+    with pytest.raises(kind) as caught:
+        match(TWO, survey(*disks, named=named), advise=told(*advised))
+    assert caught.value.hint.endswith(f"leave out {advised}")
+    assert caught.value.hint.startswith(kind.default_hint)
+    with pytest.raises(kind) as caught:
+        match(TWO, survey(*disks, named=named))
+    assert caught.value.hint == kind.default_hint
+
+
+def test_disks_are_left_out_by_id_or_serial() -> None:
+    assert resolve(TWO, ["SB", "disk1"], ["disk0"]) == {"disk1"}
+    for names, mapping in (["disk9"], []), (["SB"], ["disk1"]):
+        with pytest.raises(UsageError):
+            resolve(TWO, names, mapping)
