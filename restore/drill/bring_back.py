@@ -5,7 +5,7 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -51,6 +51,7 @@ class Order:
         recovery_key: file.
         secret: its passphrase.
         iso: the rescue medium.
+        special: what it says beside the usual.
     """
 
     repository: Place
@@ -60,6 +61,7 @@ class Order:
     recovery_key: Path
     secret: str
     iso: Path
+    special: job.Special = job.USUAL
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +153,7 @@ class Drill:
             way = self._move_repository(order, self._scenario.repository)
             with self._steps.step("refuse the repository's disk"):
                 self._name_repository(order, way)
-        self._place_order(order, way)
+        self._place_order(order, way, order.special)
         power_on = self._steps.now()
         if expects.refusal is not None:
             return self._refuse(order, way, expects.refusal)
@@ -175,8 +177,9 @@ class Drill:
     def _disks(self) -> list[Path]:
         return [self._places.disk(index) for index in range(len(self._scenario.disks))]
 
-    def _place_order(self, order: Order, way: Reach, maps: Mapping[str, str] | None = None) -> None:
-        job.place_order(self._places.job, way, order.image, order.recovery_key, order.secret, maps)
+    def _place_order(self, order: Order, way: Reach, special: job.Special) -> None:
+        secret = order.secret
+        job.place_order(self._places.job, way, order.image, order.recovery_key, secret, special)
 
     def _move_repository(self, order: Order, disk: BlankDisk) -> Reach:
         """Put the repository on a disk, and return the way there."""
@@ -195,7 +198,7 @@ class Drill:
         scenario = self._scenario
         assert scenario.repository is not None  # noqa: S101  who calls has looked
         device = f"/dev/disk/by-id/virtio-{scenario.repository.serial}"
-        self._place_order(order, way, {order.disks[0]: device})
+        self._place_order(order, way, job.Special({order.disks[0]: device}))
         disks = [*self._disks(), self._places.repository_disk]
         self._expect_refusal(order, way, "holds the repository", disks)
 

@@ -38,7 +38,7 @@ _LOOK: Final = 5.0  # seconds between two looks at the console
 _POLL: Final = 2.0  # seconds between two looks at what makes no event
 _STILL: Final = 5.0  # seconds between two pictures that are compared
 _STILL_SHARE: Final = 0.005  # of the pixels that may differ: a cursor blinks
-_MISSING: Final = "(nothing)"
+MISSING: Final = "(nothing)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,7 @@ def compare(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[Differ
     """
     old, new = dict(_leaves(before)), dict(_leaves(after))
     return tuple(
-        Difference(name, old.get(name, _MISSING), new.get(name, _MISSING))
+        Difference(name, old.get(name, MISSING), new.get(name, MISSING))
         for name in sorted(old.keys() | new.keys())
         if old.get(name) != new.get(name)
     )

@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
 
@@ -54,13 +55,29 @@ class RescueReport(msgspec.Struct, frozen=True):
     plan: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Special:
+    """What an order says beside the usual.
+
+    Attributes:
+        maps: saved disk -> target, where it is not for the restore to find out.
+        leave_out: ids of saved disks that are not restored.
+    """
+
+    maps: Mapping[str, str] = field(default_factory=dict)
+    leave_out: tuple[str, ...] = ()
+
+
+USUAL: Final = Special()
+
+
 def place_order(
     folder: Path,
     way: Reach,
     image: str,
     recovery_key: Path,
     secret: str,
-    maps: Mapping[str, str] | None = None,
+    special: Special = USUAL,
 ) -> None:
     """Fill the job share, readable by its owner only; what is in it from before goes.
 
@@ -70,7 +87,7 @@ def place_order(
         image: id of the image.
         recovery_key: file that opens it.
         secret: passphrase of the recovery key.
-        maps: saved disk -> target, where it is not for the restore to find out.
+        special: what the order says beside the usual.
     """
     if folder.exists():
         shutil.rmtree(folder)
@@ -94,13 +111,14 @@ def place_order(
         recovery_key=_RECOVERY_KEY,
         passphrase_file=_PHRASE,
         verify_written=True,
+        leave_out=special.leave_out,
         at_end=AtEnd.POWEROFF,
         ssh_key=_SSH_KEY if way.ssh_key is not None else None,
         store_credentials=_CREDENTIALS if way.credentials is not None else None,
         known_hosts=_KNOWN_HOSTS if way.known_hosts is not None else None,
         authorities=_AUTHORITIES if way.authorities is not None else None,
         hosts=way.hosts,
-        maps=dict(maps or {}),
+        maps=dict(special.maps),
     )
     (folder / ORDER).write_bytes(msgspec.json.encode(order))
 

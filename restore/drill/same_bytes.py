@@ -15,31 +15,47 @@ import numpy as np
 from imager.layout.disk import Volume, VolumeRole
 from imager.units import MIB
 from restore.drill.evidence import Difference
+from restore.recreate.mdraid import kept_ranges
 from restore.runs import Image, each_part
+from restore.without import NOTHING, Without, members_on
 
 _PIECE: Final = 4 * MIB
 
 
 def compare_disks(
-    image: Image, before: Sequence[Path], after: Sequence[Path], *, tables: bool
+    image: Image,
+    before: Sequence[Path],
+    after: Sequence[Path],
+    *,
+    tables: bool,
+    without: Without = NOTHING,
 ) -> tuple[Difference, ...]:
     """Return a difference for each volume that is not on a restored disk as it was.
 
     Args:
         image: of the machine.
-        before: the captured disks, in the machine's order.
+        before: the captured disks, in the machine's order, without those that are left out.
         after: the restored ones.
         tables: whether all must be the same, or only partitions and disks without a table.
+        without: what is left out. Superblocks of md that say so, and the heads of their bitmaps, are
+            not compared.
     """
     found = []
-    for disk, old, new in zip(image.machine.disks, before, after, strict=True):
+    disks = [disk for disk in image.machine.disks if disk not in without.disks]
+    for disk, old, new in zip(disks, before, after, strict=True):
         with ExitStack() as stack:
             files = [stack.enter_context(path.open("rb")).fileno() for path in (old, new)]
+            changed = sorted(
+                part
+                for _, _, offset, length in members_on(disk, old.stat().st_size, without)
+                for part in kept_ranges(files[0], offset, length)
+            )
             for volume in disk.volumes:
                 is_table = volume.role in {VolumeRole.BOOT_AREA, VolumeRole.GAP}
                 if is_table and not tables:
                     continue
-                place = next(_differing(files, _ranges(image, volume)), None)
+                ranges = _apart(_ranges(image, volume), changed)
+                place = next(_differing(files, ranges), None)
                 if place is not None:
                     where = f"differs from byte {place} of the disk on"
                     found.append(Difference(f"bytes / {volume.id}", "as captured", where))
@@ -52,6 +68,21 @@ def _ranges(image: Image, volume: Volume) -> Iterator[tuple[int, int]]:
         rows = [np.stack([runs.data_offsets, runs.data_lengths], axis=1), runs.zeros]
         for offset, length in np.concatenate(rows).tolist():
             yield volume.offset + offset, length
+
+
+def _apart(
+    ranges: Iterator[tuple[int, int]], taken: Sequence[tuple[int, int]]
+) -> Iterator[tuple[int, int]]:
+    """Yield what is left of ranges without others, which are in order."""
+    for offset, length in ranges:
+        start = offset
+        for other, size in taken:
+            if start < other + size and other < offset + length:
+                if start < other:
+                    yield start, other - start
+                start = other + size
+        if start < offset + length:
+            yield start, offset + length - start
 
 
 def _differing(files: Sequence[int], ranges: Iterator[tuple[int, int]]) -> Iterator[int]:

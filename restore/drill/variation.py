@@ -7,15 +7,16 @@ of the same machine that was left plugged in.
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
 
 from imager.units import MIB
-from restore.drill.evidence import Difference
+from restore.drill.evidence import MISSING, Difference
 from restore.drill.scenario import BlankDisk
 from restore.drill.vm_spec import Bus
+from restore.without import NOTHING, Without
 
 _LARGER: Final = 1.1
 _SMALLER: Final = 0.8
@@ -37,6 +38,7 @@ class Variation(StrEnum):
     LARGER = "larger"  # every disk has a tenth more
     SMALLER = "smaller"  # every disk has a fifth less: refused
     STALE_DISK = "stale-disk"  # an old copy of a disk of this machine is attached, too
+    ONE_DISK = "one-disk"  # only the first disk is there; the order leaves the others out
     REPOSITORY_DISK = "repository-disk"  # the repository lies on a disk of the same size
     POWER_CUTS = "power-cuts"  # the power fails again and again while the disks are written
 
@@ -48,31 +50,62 @@ class Expectation:
     Attributes:
         refusal: pattern of the error with which the restore must refuse, before it writes anything;
             None when the machine must come back.
-        may_differ: pattern of the facts that are not what they were, and rightly so.
+        may_differ: facts that are not what they were, and rightly so: a pattern of their names, and
+            one of what they are afterwards.
+        same_tables: partition tables and boot areas are the captured ones, byte for byte.
     """
 
     refusal: str | None = None
-    may_differ: str | None = None
+    may_differ: tuple[tuple[str, str], ...] = ()
+    same_tables: bool = True
 
     def unexpected(self, differences: Sequence[Difference]) -> tuple[Difference, ...]:
         """Return the differences that nothing explains."""
-        pattern = self.may_differ
-        if pattern is None:
-            return tuple(differences)
-        return tuple(each for each in differences if not re.fullmatch(pattern, each.fact))
+        return tuple(each for each in differences if not self._explains(each))
+
+    def _explains(self, difference: Difference) -> bool:
+        return any(
+            re.fullmatch(fact, difference.fact) and re.fullmatch(value, difference.after)
+            for fact, value in self.may_differ
+        )
 
 
 AS_IT_WAS: Final = Expectation()
 _EXPECTATIONS: Final = {
     # The end of a GPT goes with the end of the disk.
-    Variation.LARGER: Expectation(may_differ=r"partition_tables / [^/]+ / lastlba"),
+    Variation.LARGER: Expectation(
+        may_differ=((r"partition_tables / [^/]+ / lastlba", r"\d+"),), same_tables=False
+    ),
     Variation.SMALLER: Expectation(refusal=r"too small"),
 }
 
 
-def expectation(variation: Variation) -> Expectation:
-    """Return what must come of a drill with a variation."""
-    return _EXPECTATIONS.get(variation, AS_IT_WAS)
+def expectation(variation: Variation, without: Without = NOTHING) -> Expectation:
+    """Return what must come of a drill with a variation.
+
+    Args:
+        variation: in what the machine differs.
+        without: what is left out.
+    """
+    known = _EXPECTATIONS.get(variation, AS_IT_WAS)
+    return replace(known, may_differ=(*known.may_differ, *_explained(without)))
+
+
+def _explained(without: Without) -> Iterator[tuple[str, str]]:
+    """Yield the facts that are others on fewer disks: what is missing is not there, and only that."""
+    nothing = re.escape(MISSING)
+    for disk in without.disks:
+        if disk.table is not None:
+            table = f"(?i:{re.escape(disk.table.id)})"
+            yield f"partition_tables / (0x)?{table} / .*", nothing
+            yield rf"block_devices / {table}(/\d+)? / .*", nothing
+            if any(part.uuid for part in disk.table.partitions):
+                yield r"boot_entries / \d+ / .*", nothing
+    for reduced in without.arrays:
+        digits = reduced.array.uuid.replace("-", "")
+        array = "arrays / " + ":".join(digits[at : at + 8] for at in range(0, 32, 8))
+        yield rf"{array} / roles / \d+", nothing
+        yield f"{array} / degraded", str(reduced.array.disks - reduced.active)
 
 
 def vary(disks: Sequence[BlankDisk], variation: Variation) -> tuple[BlankDisk, ...]:
@@ -89,6 +122,8 @@ def vary(disks: Sequence[BlankDisk], variation: Variation) -> tuple[BlankDisk, .
             return tuple(replace(disk, size=_scaled(disk.size, _LARGER)) for disk in disks)
         case Variation.SMALLER:
             return tuple(replace(disk, size=_scaled(disk.size, _SMALLER)) for disk in disks)
+        case Variation.ONE_DISK:
+            return tuple(disks[:1])
         case _:
             return tuple(disks)
 

@@ -2,12 +2,16 @@ from pathlib import Path
 
 import pytest
 
+from imager.layout.mdraid import MdArray, MdMember, MdState, MdVersion
 from imager.repository.keyring import RecipientKey
 from imager.repository.repository import Repository
 from imager.repository.retrieval import OpenImage, Unlocked, open_image
 from restore.drill.evidence import Difference
 from restore.drill.same_bytes import compare_disks
+from restore.without import ReducedArray, Without
 from tests.conftest import Tiny
+from tests.vectors import layer_files
+from tests.vectors.layer_files import put
 
 CONTENT = bytes(range(256)) * 4096
 
@@ -64,3 +68,30 @@ def test_a_disk_that_ends_too_soon_differs(image: OpenImage, disks: tuple[Path, 
     after.write_bytes(before.read_bytes()[:-1])
     [found] = compare_disks(image, [before], [after], tables=True)
     assert found.fact == "bytes / disk0/p1"
+
+
+def test_of_a_member_that_was_changed_on_purpose_only_its_superblock_may_differ(
+    tiny: Tiny, tmp_path: Path
+) -> None:
+    superblock = layer_files.volume("md-1.2-ext4")[: 64 * 1024]
+    content = superblock + CONTENT
+    made = _open(tiny.open(), tiny.add({"disk0/whole": content}, tmp_path), tiny.key)
+    paths = tmp_path / "before", tmp_path / "after"
+    for path in paths:
+        path.touch()
+        put(path, 0, "md-1.2-ext4")
+        with path.open("r+b") as file:
+            file.write(content)
+    before, after = paths
+    array = MdArray("md0", "u", "", "raid1", MdVersion.V1_2, 2, 0, True, False, ())
+    member = MdMember("disk0/whole", 0, 0, MdState.ACTIVE, 2, True, 0)
+    without = Without(arrays=(ReducedArray(array, (member,), 1, 9),))
+    for place in (4096, 4296, 8191, 8192 + 39):  # and the head of the bitmap behind it
+        _change(after, place)
+        assert compare_disks(made, [before], [after], tables=True, without=without) == ()
+        assert compare_disks(made, [before], [after], tables=True)
+    for place in (4095, 8192 + 40):
+        _change(after, place)
+        found = compare_disks(made, [before], [after], tables=True, without=without)
+        assert [each.after for each in found] == [f"differs from byte {place} of the disk on"]
+        after.write_bytes(before.read_bytes())

@@ -1,10 +1,14 @@
 import pytest
 
+from imager.layout.disk import Disk, DiskIdentity
+from imager.layout.mdraid import MdArray, MdMember, MdState, MdVersion
+from imager.layout.partition_table import Partition, PartitionTable, TableKind
 from imager.units import GIB
-from restore.drill.evidence import Difference
+from restore.drill.evidence import MISSING, Difference
 from restore.drill.scenario import BlankDisk
 from restore.drill.variation import Variation, expectation, vary
 from restore.drill.vm_spec import Bus
+from restore.without import ReducedArray, Without
 
 DISKS = (BlankDisk(2 * GIB, Bus.VIRTIO, "A"), BlankDisk(GIB, Bus.SCSI, "B", "0x5000c50012345678"))
 
@@ -39,3 +43,53 @@ def test_only_what_a_larger_disk_explains_may_differ_there() -> None:
 def test_smaller_disks_must_be_refused() -> None:
     assert expectation(Variation.SMALLER).refusal is not None
     assert expectation(Variation.LARGER).refusal is None
+
+
+def member(number: int) -> MdMember:
+    return MdMember(f"disk{number}/p1", number, number, MdState.ACTIVE, 2, True, 0)
+
+
+MIRROR = MdArray(
+    "md0", "956752cf-a795-4e58-9186-c313a70bc6a2", "any:pv", "raid1", MdVersion.V1_2, 2, 0, True,
+    False, (member(0), member(1)),
+)  # fmt: skip
+GONE = Disk(
+    "disk1", "/dev/sdb", DiskIdentity(GIB, 512), PartitionTable(
+        TableKind.GPT, "60F2C497-6BBF", (Partition(1, 1 << 20, 1 << 20, "RAID", "633F20C9"),)
+    ), (),
+)  # fmt: skip
+LESS = Without((GONE,), (ReducedArray(MIRROR, (member(0),), 1, 9),), ())
+
+
+@pytest.mark.parametrize(
+    ("fact", "before", "after", "is_expected"),
+    [
+        ("partition_tables / 60F2C497-6BBF / lastlba", "9", MISSING, True),
+        ("partition_tables / 60F2C497-6BBF / lastlba", "9", "8", False),
+        ("partition_tables / 4F9952EE / lastlba", "9", MISSING, False),
+        ("block_devices / 60f2c497-6bbf / PTTYPE", "gpt", MISSING, True),
+        ("block_devices / 60f2c497-6bbf/1 / UUID", "x", MISSING, True),
+        ("block_devices / 4f9952ee/1 / UUID", "x", MISSING, False),
+        ("boot_entries / 1 / label", "debian", MISSING, True),
+        ("boot_entries / 0 / label", "debian", "other", False),
+        ("arrays / 956752cf:a7954e58:9186c313:a70bc6a2 / roles / 1", "1 in_sync", MISSING, True),
+        ("arrays / 956752cf:a7954e58:9186c313:a70bc6a2 / roles / 0", "0 in_sync", "0 spare", False),
+        ("arrays / 956752cf:a7954e58:9186c313:a70bc6a2 / degraded", "0", "1", True),
+        ("arrays / 956752cf:a7954e58:9186c313:a70bc6a2 / degraded", "0", "2", False),
+        ("arrays / 1dc0fc88:97aa4abb:9c245857:f1bcff68 / degraded", "0", "1", False),
+        ("arrays / 956752cf:a7954e58:9186c313:a70bc6a2 / raid_disks", "2", "1", False),
+        ("files / / / hash", "1", MISSING, False),
+    ],
+)
+def test_on_one_disk_only_what_was_on_the_others_is_missing(
+    fact: str, before: str, after: str, is_expected: bool
+) -> None:
+    difference = Difference(fact, before, after)
+    expected = expectation(Variation.ONE_DISK, LESS)
+    assert (expected.unexpected([difference]) == ()) is is_expected
+    assert expected.same_tables
+    assert expectation(Variation.SAME).unexpected([difference]) == (difference,)
+
+
+def test_the_first_disk_is_the_one() -> None:
+    assert vary(DISKS, Variation.ONE_DISK) == DISKS[:1]
