@@ -92,55 +92,21 @@ def come_up(numbers: list[int], devices: str, *, stale: str = "") -> dict[str, o
     return found
 
 
-def live_on(letter: str, numbers: list[int]) -> None:
-    """Let mirrors run on a disk alone for a while, and write other files there."""
-    for number in numbers:
-        device = f"/dev/md{90 + number}"
-        layers.run("mdadm", "--assemble", device, "--run", f"/dev/vd{letter}{number}")
-        for seed in (50, 51, 52):
-            layers.write(device, "ext4", seed)
-            time.sleep(0.5)  # it is marked clean, which counts as a change
-    layers.run("mdadm", "--stop", "--scan")
-
-
-def re_add(device: str, old: str) -> dict[str, object]:
-    """Let a restored member start its array, and try to take an old one back where it was."""
-    incremental(device)
-    said = state(device)
-    assert said is not None
-    array = f"/dev/{said['device']}"
-    subprocess.run(["mdadm", "--readwrite", array], check=False)
-    refused = subprocess.run(["mdadm", array, "--re-add", old], check=False).returncode != 0
-    layers.settle(array)
-    found = {"refused": refused, "state": state(device), "files": content(array)}
-    layers.run("mdadm", "--stop", "--scan")
-    return found
-
-
 def is_member(device: str) -> bool:
     done = subprocess.run(["mdadm", "--examine", device], check=False, capture_output=True)
     return done.returncode == 0
 
 
 def examine(arrays: Arrays) -> str:
-    """Return what becomes of restored disks a and b, of c and d that nobody marked, and beside old e.
-
-    That one has run alone since.
-    """
+    """Return what becomes of restored disks a and b, of c and d that nobody marked, and beside old e."""
     layers.load()
     numbers = list(arrays)
-    found: dict[str, object] = {
+    found = {
         "examined": {
             number: layers.run("mdadm", "--examine", f"/dev/vda{number}") for number in numbers
         },
         "marked": come_up(numbers, "ab"),
         "unmarked": come_up(numbers, "cd"),
-    }
-    live_on("e", [number for number in numbers if arrays[number][1] == "1"])
-    found["beside"] = come_up(numbers, "ab", stale="e")
-    found["added"] = {
-        number: re_add(f"/dev/vda{number}", f"/dev/vde{number}")
-        for number in numbers
-        if arrays[number][3] == "--bitmap=internal" and arrays[number][1] == "1"
+        "beside": come_up(numbers, "ab", stale="e"),
     }
     return json.dumps(found)
