@@ -1,23 +1,67 @@
-"""Which steps make firmware find the restored machine, and what can't be done about it."""
+"""Which steps make the restored machine start, and what can't be done about it."""
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Final
 
 from imager.layout.firmware import BootEntry, FirmwareKind
 from imager.layout.layers import Layers
 from imager.layout.machine import Machine, system_partitions
-from imager.layout.mdraid import MdArray
+from imager.layout.mdraid import MEMBER_TYPE, MdArray
 from imager.layout.partition_table import TableKind
-from restore.boot_steps import EFI_SUFFIXES, EnsureFallbackLoader, Esp, LogToEsp, SetBootEntries
+from restore.boot_steps import (
+    EFI_SUFFIXES,
+    DiskDrivers,
+    EnsureFallbackLoader,
+    Esp,
+    LogToEsp,
+    RepairInitramfs,
+    SetBootEntries,
+)
 from restore.circumstances import Surroundings, Wishes
 from restore.steps import Step
 from restore.target import Target, TargetKind
+
+# What a Linux system may lie in.
+_LINUX: Final = frozenset(
+    {"ext2", "ext3", "ext4", "xfs", "btrfs", "crypto_LUKS", "LVM2_member", MEMBER_TYPE}
+)
 
 
 def plan_boot(
     machine: Machine, targets: dict[str, Target], wishes: Wishes, surroundings: Surroundings
 ) -> tuple[tuple[Step, ...], tuple[str, ...]]:
-    """Return the steps that make firmware find the machine, and what can't be done about it."""
+    """Return the steps that make the machine start, and what can't be done about it."""
+    for_firmware, notes = _plan_firmware(machine, targets, wishes, surroundings)
+    return (*_plan_system(machine, targets, wishes, surroundings), *for_firmware), notes
+
+
+def _plan_system(
+    machine: Machine, targets: dict[str, Target], wishes: Wishes, surroundings: Surroundings
+) -> tuple[Step, ...]:
+    """Return the steps that make the restored system find its disks."""
+    is_for_here = all(target.kind is TargetKind.DEVICE for target in targets.values())
+    contents = {
+        volume.filesystem.type
+        for disk, volume in machine.volumes()
+        if disk.id in targets and volume.filesystem is not None
+    }
+    if not wishes.boot_repair or not is_for_here or not contents & _LINUX:
+        return ()
+    disks = tuple(
+        DiskDrivers(
+            targets[disk.id], disk.origin, surroundings.drivers.get(targets[disk.id].path, ())
+        )
+        for disk in machine.disks
+        if disk.id in targets
+    )
+    return (RepairInitramfs(disks),)
+
+
+def _plan_firmware(
+    machine: Machine, targets: dict[str, Target], wishes: Wishes, surroundings: Surroundings
+) -> tuple[tuple[Step, ...], tuple[str, ...]]:
+    """Return the steps that make firmware find the machine."""
     if machine.firmware.kind is not FirmwareKind.UEFI:
         no_esp = "--log-to-esp has no effect: this machine has no EFI system partition."
         return (), (no_esp,) if wishes.log_to_esp else ()

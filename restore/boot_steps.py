@@ -1,4 +1,4 @@
-"""The steps that make firmware find a restored machine; see `restore.steps`."""
+"""The steps that make a restored machine start; see `restore.steps`."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -82,6 +82,59 @@ class SetBootEntries:
             for entry in self.entries
         )
         return f"firmware: boot entries first in order, made if missing, doubles removed: {entries}"
+
+
+@dataclass(frozen=True, slots=True)
+class Driver:
+    """What serves a device on the way to a disk, in the kernel that runs this.
+
+    Attributes:
+        name: of its module, or else of the driver; with underscores.
+        modalias: what the device says it is, which any kernel finds its drivers by; or empty.
+        built_in: it is no module of this kernel.
+    """
+
+    name: str
+    modalias: str
+    built_in: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DiskDrivers:
+    """A target and the drivers it is reached through.
+
+    Attributes:
+        target: the disk.
+        origin: the path that the saved disk had, which a file of the machine may name.
+        drivers: the nearest to the disk first.
+    """
+
+    target: Target
+    origin: str
+    drivers: tuple[Driver, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RepairInitramfs:
+    """Rebuild an initramfs of the restored system, only where it lacks drivers of its new disks."""
+
+    name: ClassVar[str] = "repair-initramfs"
+    disks: tuple[DiskDrivers, ...]
+
+    def describe(self) -> str:
+        """Say what happens."""
+        needs = {
+            disk.target.path: [driver.name for driver in disk.drivers if not driver.built_in]
+            for disk in self.disks
+        }
+        each = "; ".join(
+            f"{path}: {', '.join(names) or 'no modules'}" for path, names in needs.items()
+        )
+        return (
+            "restored system: look, and write nothing, whether the initramfs of each kernel has the "
+            f"drivers of the disks it starts from ({each}); only if not: rebuild it with the "
+            "system's own tool"
+        )
 
 
 @dataclass(frozen=True, slots=True)

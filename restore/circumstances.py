@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from restore.boot_steps import Driver
 from restore.journal import Found
 from restore.marks import Carried
 
@@ -17,6 +18,7 @@ class Wishes:
         delta: write only what differs from the image.
         anew: begin from the start, also where an interrupted restore could be resumed.
         boot_entries: set boot entries in the firmware of the machine that this runs on.
+        boot_repair: give the restored system the drivers of the machine that this runs on.
         log_to_esp: leave the log on the restored machine.
         leave_out: ids or serials of saved disks that are not restored.
     """
@@ -25,6 +27,7 @@ class Wishes:
     delta: bool = False
     anew: bool = False
     boot_entries: bool = False
+    boot_repair: bool = False
     log_to_esp: bool = False
     leave_out: tuple[str, ...] = ()
 
@@ -39,6 +42,7 @@ class Surroundings:
         twins: notes on disks that stay and carry the same as the machine.
         journals: of interrupted restores, by the saved disk whose target holds one.
         carried: what is on the targets that could be foreign, by saved disk.
+        drivers: that each target device is reached through.
     """
 
     uefi: bool = False
@@ -46,3 +50,4 @@ class Surroundings:
     twins: tuple[str, ...] = ()
     journals: Mapping[str, Found] = field(default_factory=dict)
     carried: Mapping[str, Carried] = field(default_factory=dict)
+    drivers: Mapping[Path, tuple[Driver, ...]] = field(default_factory=dict)

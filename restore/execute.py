@@ -19,8 +19,8 @@ from typing import Any, Final
 from imager.errors import RemetalError, TargetError, VerificationFailed
 from imager.stages import Stages
 from restore import journal
-from restore.boot_steps import EnsureFallbackLoader, LogToEsp, SetBootEntries
-from restore.bootrepair import efi, fallback
+from restore.boot_steps import EnsureFallbackLoader, LogToEsp, RepairInitramfs, SetBootEntries
+from restore.bootrepair import efi, fallback, repair
 from restore.bootrepair.esp import write_log
 from restore.comparison import (
     Differences,
@@ -33,7 +33,7 @@ from restore.device import OpenTarget, make_file
 from restore.journal import Journal
 from restore.plan import Plan
 from restore.recreate.mdraid import keep_members, relocate_superblock
-from restore.recreate.partition_table import check_table, relocate_backup_gpt, settle
+from restore.recreate.partition_table import check_table, relocate_backup_gpt
 from restore.runs import Image, Runs
 from restore.steps import (
     BeginJournal,
@@ -57,6 +57,7 @@ from restore.steps import (
 )
 from restore.target import Target, TargetKind
 from restore.transfer import FROM_THE_START, Advance, Course, write_volumes, writing_stages
+from restore.udev import settle
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +86,7 @@ Measure = Callable[[str, Stages], None]
 _GO_ON: Final = "What is written so far stays: the same restore, started again, goes on from there."
 
 # After these the restored filesystems are touched by other programs, which lock the disk themselves.
-_BOOT_STEPS = (EnsureFallbackLoader, SetBootEntries, LogToEsp)
+_BOOT_STEPS = (RepairInitramfs, EnsureFallbackLoader, SetBootEntries, LogToEsp)
 
 
 def execute(
@@ -329,9 +330,11 @@ def _change_superblock(opened: OpenTarget, step: RelocateMdSuperblock | KeepMemb
 
 
 def _run_boot_step(
-    step: EnsureFallbackLoader | SetBootEntries | LogToEsp, log: Callable[[], str]
+    step: RepairInitramfs | EnsureFallbackLoader | SetBootEntries | LogToEsp, log: Callable[[], str]
 ) -> tuple[tuple[str, ...], str]:
     match step:
+        case RepairInitramfs():
+            return repair.repair(step), "restored system"
         case EnsureFallbackLoader():
             return fallback.ensure(step), str(step.esp.target.path)
         case SetBootEntries():

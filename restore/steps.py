@@ -13,7 +13,7 @@ from imager.layout.mdraid import MdVersion
 from imager.layout.partition_table import PartitionTable
 from imager.probe.mdraid_superblock import SUPERBLOCK_SIZE, superblock_places
 from imager.units import format_size
-from restore.boot_steps import EnsureFallbackLoader, LogToEsp, SetBootEntries
+from restore.boot_steps import EnsureFallbackLoader, LogToEsp, RepairInitramfs, SetBootEntries
 from restore.target import Target
 
 
@@ -461,6 +461,7 @@ Step = (
     | KeepMembers
     | RereadTable
     | CheckTable
+    | RepairInitramfs
     | EnsureFallbackLoader
     | SetBootEntries
     | LogToEsp

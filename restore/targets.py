@@ -12,6 +12,7 @@ from imager.errors import NoRoom, NoTarget, SourceError
 from imager.layout.machine import Machine
 from imager.units import format_size
 from restore import foreign, journal
+from restore.bootrepair.drivers import disk_drivers
 from restore.bootrepair.efi import started_by_uefi
 from restore.circumstances import Surroundings
 from restore.journal import head_of
@@ -76,6 +77,11 @@ def surroundings(machine: Machine, matches: Sequence[Match], seen: Survey) -> Su
         journals=journals,
         carried={
             match.saved.id: foreign.look(match.target) for match in matches if foreign.can_be(match)
+        },
+        drivers={
+            match.target.path: disk_drivers(match.target.path.name)
+            for match in matches
+            if match.target.is_device
         },
     )
 

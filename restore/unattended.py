@@ -52,6 +52,7 @@ class Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         leave_out: ids or serials of saved disks that are not restored, as with `--leave-out`.
         overwrite_serials: serial numbers of disks that are overwritten although they hold data of
             something else (`restore.foreign`); of a disk without one, its size in bytes.
+        boot_repair: rebuild an initramfs that lacks the drivers of this machine's disks.
         log_to_esp: also leave the log on the restored machine.
         ssh_key: file in the shared directory that is shown over SSH; without it, and without the
             next one, the passphrase must open the keys on the medium.
@@ -75,6 +76,7 @@ class Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     maps: dict[str, str] = msgspec.field(default_factory=dict)
     leave_out: tuple[str, ...] = ()
     overwrite_serials: tuple[str, ...] = ()
+    boot_repair: bool = True
     log_to_esp: bool = False
     ssh_key: str | None = None
     store_credentials: str | None = None
@@ -158,6 +160,7 @@ def restore(out: Output, share: Path, medium: Medium, order: Order, log: Restore
         delta=order.delta,
         anew=order.anew,
         boot_entries=True,
+        boot_repair=order.boot_repair,
         log_to_esp=order.log_to_esp,
         leave_out=order.leave_out,
     )

@@ -87,6 +87,12 @@ CONFIRMATION = "overwrite"
     "medium only.",
 )
 @click.option(
+    "--boot-repair/--no-boot-repair",
+    default=None,
+    help="Look whether the restored system has the drivers of the disks of this machine in its "
+    "initramfs, and rebuild it with its own tool only if not. By default on the rescue medium only.",
+)
+@click.option(
     "--log",
     "log_path",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -113,6 +119,7 @@ def restore(
     anew: bool,
     verify_written: bool,
     boot_entries: bool | None,
+    boot_repair: bool | None,
     log_path: Path | None,
     log_to_esp: bool,
     stats: bool,
@@ -153,6 +160,7 @@ def restore(
         delta=delta,
         anew=anew,
         boot_entries=medium if boot_entries is None else boot_entries,
+        boot_repair=medium if boot_repair is None else boot_repair,
         log_to_esp=log_to_esp,
         leave_out=leave_out,
     )

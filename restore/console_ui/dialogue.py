@@ -21,6 +21,7 @@ from imager.repository.repository import Repository
 from imager.repository.retrieval import OpenImage, Unlocked
 from imager.units import format_duration, format_size
 from restore import foreign, job
+from restore.boot_steps import RepairInitramfs
 from restore.circumstances import Wishes
 from restore.console_ui import repositories
 from restore.console_ui.repositories import Found
@@ -35,10 +36,12 @@ from restore.target import Target
 OVERWRITE: Final = "overwrite"
 _DISKS: Final = "disks"
 _ANEW: Final = "anew"
+_DRIVERS: Final = "drivers"
 # What can be changed under a plan: field of `Wishes`, and what it means.
 _WISHES: Final = {
     "verify": ("verify_written", "read everything back afterwards"),
     "delta": ("delta", "write only what differs on these disks"),
+    _DRIVERS: ("boot_repair", "rebuild an initramfs that lacks drivers of these disks"),
     _ANEW: ("anew", "begin from the start, not where the last restore stopped"),
 }
 _LOOK: Final = "look"
@@ -185,7 +188,7 @@ class Dialogue:
 
     def _agree(self, repository: Repository, opened: OpenImage, log: RestoreLog) -> Plan:
         mapping: dict[str, Path] = {}
-        wishes = Wishes(boot_entries=True)
+        wishes = Wishes(boot_entries=True, boot_repair=True)
         while True:
             self._terminal.say()
             try:
@@ -290,8 +293,13 @@ class Dialogue:
 
 def _changeable(plan: Plan, wishes: Wishes) -> list[str]:
     """Return the words that change something about a plan."""
-    can_resume = plan.resume is not None or wishes.anew
-    return [word for word in _WISHES if word != _ANEW or can_resume]
+    means_nothing = set()
+    if plan.resume is None and not wishes.anew:
+        means_nothing.add(_ANEW)
+    repairs = any(isinstance(step, RepairInitramfs) for step in plan.steps)
+    if wishes.boot_repair and not repairs:
+        means_nothing.add(_DRIVERS)
+    return [word for word in _WISHES if word not in means_nothing]
 
 
 def _describe_image(image: SealedImage) -> str:

@@ -4,12 +4,11 @@ They come with the boot areas and gaps, exactly as they were. What remains is th
 larger disk, and to look whether everybody now sees the saved table.
 """
 
-from contextlib import suppress
 from pathlib import Path
 
 from imager import process
 from imager.blockdev import open_disk
-from imager.errors import ProgramMissing, RemetalError, VerificationFailed
+from imager.errors import RemetalError, VerificationFailed
 from imager.layout.partition_table import PartitionTable, TableKind
 from imager.probe.partition_table import read_table
 from restore.device import OpenTarget
@@ -64,12 +63,6 @@ def check_table(opened: OpenTarget, expected: PartitionTable) -> None:
             f"the partition table of {target.path} ({target.disk}) is not the saved one: "
             + _difference(expected, found)
         )
-
-
-def settle() -> None:
-    """Wait until udev has looked at what changed; without udev there is nothing to wait for."""
-    with suppress(ProgramMissing):
-        process.run("udevadm", "settle", "--timeout=30", accept=(0, 1))
 
 
 def _read(path: Path, size: int, sector: int, expected: PartitionTable) -> PartitionTable | None:

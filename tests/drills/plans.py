@@ -14,7 +14,7 @@ import msgspec
 
 FOLDER = Path(__file__).with_name("plans")
 # A plan is wrapped for a console; where it breaks depends on amounts.
-_STARTS = r" (?=\d+\. (?:/dev|firmware)|/dev/\w+: serial|Note: |Steps: |takes disk|with disk|chosen because: |Writes )"
+_STARTS = r" (?=\d+\. (?:/dev|firmware|restored)|/dev/\w+: serial|Note: |Steps: |takes disk|with disk|chosen because: |Writes )"
 _MASKS = (
     (r"^Restore (\S+) \([0-9a-f-]+\)", r"Restore \1 (ID)"),
     (r"from image \w+, taken .*? ALL DATA", "from image ID, taken TIME. ALL DATA"),

@@ -12,7 +12,13 @@ from imager.layout.disk import Disk, DiskIdentity, Volume, VolumeRole
 from imager.layout.filesystem import Filesystem
 from imager.layout.firmware import BootEntry, Firmware, FirmwareKind
 from imager.layout.partition_table import Partition, PartitionTable, TableKind
-from restore.boot_steps import EnsureFallbackLoader, LogToEsp, SetBootEntries
+from restore.boot_steps import (
+    Driver,
+    EnsureFallbackLoader,
+    LogToEsp,
+    RepairInitramfs,
+    SetBootEntries,
+)
 from restore.circumstances import Surroundings, Wishes
 from restore.match import Basis, Match
 from restore.plan import Plan
@@ -260,3 +266,46 @@ def test_the_document_says_the_same_as_the_lines() -> None:
     assert document["written_bytes"] == plan.written
     fallback = next(s for s in document["steps"] if s["step"] == EnsureFallbackLoader.name)
     assert fallback["esp"]["uuid"] == ESP_UUID
+
+
+DRIVERS = {
+    Path("/dev/vda"): (
+        Driver("nvme", "pci:x", built_in=False),
+        Driver("pcieport", "", built_in=True),
+    )
+}
+REPAIR = Wishes(boot_repair=True)
+
+
+def test_the_initramfs_is_looked_at_before_firmware_is_told_of_the_machine() -> None:
+    plan = plan_for(image(), wishes=REPAIR, surroundings=Surroundings(uefi=True, drivers=DRIVERS))
+    (step,) = (step for step in plan.steps if isinstance(step, RepairInitramfs))
+    assert kinds(plan)[-2:] == ["RepairInitramfs", "EnsureFallbackLoader"]
+    assert "(/dev/vda: nvme)" in step.describe()
+    assert [disk.origin for disk in step.disks] == ["/dev/sda"]
+    assert plan.document()["steps"][-2]["disks"][0]["drivers"][0]["name"] == "nvme"
+
+
+def test_the_initramfs_of_a_bios_machine_is_looked_at_too() -> None:
+    plan = plan_for(image(Firmware(FirmwareKind.BIOS)), wishes=REPAIR)
+    assert kinds(plan)[-1] == "RepairInitramfs"
+
+
+@pytest.mark.parametrize(
+    ("wishes", "is_device", "content"),
+    [
+        pytest.param(Wishes(), True, "ext4", id="not asked for"),
+        pytest.param(REPAIR, False, "ext4", id="a file is for another machine"),
+        pytest.param(REPAIR, True, "ntfs", id="no Linux"),
+    ],
+)
+def test_no_initramfs_is_looked_at(wishes: Wishes, is_device: bool, content: str) -> None:
+    made = image()
+    (saved,) = made.machine.disks
+    volumes = tuple(
+        replace(volume, filesystem=Filesystem(content)) if volume.id == "disk0/p2" else volume
+        for volume in saved.volumes
+    )
+    made.machine = replace(made.machine, disks=(replace(saved, volumes=volumes),))
+    plan = plan_for(made, wishes=wishes, is_device=is_device)
+    assert "RepairInitramfs" not in kinds(plan)

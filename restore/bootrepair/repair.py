@@ -1,0 +1,182 @@
+"""An initramfs gets the drivers of the machine that was restored to, where it lacks them.
+
+First all is looked at, and nothing written. Where every kernel finds its disks, not one byte of the
+system changes. What goes wrong is told, never raised: the disks are restored.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from imager.errors import ProgramError
+from restore.boot_steps import DiskDrivers, Driver, RepairInitramfs
+from restore.bootrepair.devices import Devices
+from restore.bootrepair.kernels import Kernel, find_initramfs, has_kernel, kernels
+from restore.bootrepair.rebuild import NotRebuilt, find_tool, modules_of, rebuild
+from restore.bootrepair.systems import MOUNTS, System, mount_systems
+
+# Mount points without which a look would lead astray.
+_NEEDED_TO_LOOK = frozenset({"/boot", "/usr"})
+
+
+@dataclass(frozen=True, slots=True)
+class _Finding:
+    """What a kernel of a system lacks.
+
+    Attributes:
+        version: of the kernel.
+        initramfs: its path in the system; None where there is none.
+        modules: that the initramfs must get.
+        notes: what a person must know.
+    """
+
+    version: str
+    initramfs: PurePosixPath | None
+    modules: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def repair(step: RepairInitramfs, place: Path = MOUNTS) -> tuple[str, ...]:
+    """Do what the step says, and return what was found and done.
+
+    Args:
+        step: says which disks were restored, and what they need here.
+        place: folder for mount points.
+    """
+    notes: list[str] = []
+    try:
+        lacking = _look(step.disks, place, notes)
+        if lacking:
+            _rebuild_all(step.disks, place, lacking, notes)
+    except (ProgramError, OSError, ValueError) as error:
+        notes.append(f"the restored system could not be looked at to the end: {_reason(error)}")
+    return tuple(notes)
+
+
+def _look(
+    disks: Sequence[DiskDrivers], place: Path, notes: list[str]
+) -> dict[tuple[str, str], tuple[_Finding, ...]]:
+    """Return, by the keys of systems, what was found where an initramfs must be rebuilt."""
+    lacking: dict[tuple[str, str], tuple[_Finding, ...]] = {}
+    with ExitStack() as stack:
+        devices = Devices(disks, stack, writable=False)
+        systems = 0
+        for system in mount_systems(devices, stack, place=place):
+            systems += 1
+            findings, reasons = _examine(system, disks)
+            notes.extend(f"{system.title}: {reason}" for reason in reasons)
+            wanted = tuple(found for found in findings if found.modules)
+            if wanted:
+                lacking[system.key] = wanted
+            for found in findings:
+                notes.extend(found.notes)
+            fine = [found.version for found in findings if not found.modules and not found.notes]
+            if fine:
+                notes.append(
+                    f"{system.title}: {', '.join(fine)} has the drivers of its disks, nothing to do"
+                )
+        notes.extend(devices.notes)
+        if not systems:
+            notes.append(_no_system(devices))
+    return lacking
+
+
+def _no_system(devices: Devices) -> str:
+    locked = [str(device.path) for device in devices.of_type("crypto_LUKS")]
+    reasons = []
+    if locked:
+        reasons.append(f"{', '.join(locked)} is encrypted and locked")
+    if devices.closed:
+        reasons.append(f"{', '.join(devices.closed)} is not opened for a look")
+    why = "; ".join(reasons) or "no root was found"
+    return (
+        f"no restored system could be looked into ({why}): if it does not find its disks, its "
+        "initramfs needs their drivers"
+    )
+
+
+def _examine(
+    system: System, disks: Sequence[DiskDrivers]
+) -> tuple[tuple[_Finding, ...], tuple[str, ...]]:
+    """Return what its kernels lack, and why something could not be looked at."""
+    missing = [f"{point} ({why})" for point, why in system.missing if point in _NEEDED_TO_LOOK]
+    if missing:
+        return (), (f"not looked into, without its {', '.join(missing)}",)
+    mine = [disk for disk in disks if disk.target.path in system.disks]
+    findings = tuple(
+        found for kernel in kernels(system) if (found := _finding(system, kernel, mine)) is not None
+    )
+    return findings, () if findings else ("no kernel was found there",)
+
+
+def _finding(system: System, kernel: Kernel, disks: Sequence[DiskDrivers]) -> _Finding | None:
+    version = kernel.version
+    path = find_initramfs(system, version)
+    if path is None:
+        if not has_kernel(system, version):
+            return None  # modules that an uninstalled kernel left behind
+        present: frozenset[str] | None = frozenset()
+    else:
+        present = modules_of(system, path, version)
+    if present is None:
+        return _Finding(version, path, (), (f"{path} can't be looked into: it may lack drivers",))
+    notes = [
+        f"kernel {version} of this machine has no driver {driver} for {disk.target.path}: "
+        "it will not find its disk there"
+        for disk in disks
+        for driver in kernel.lack(disk.drivers, present).absent
+    ]
+    modules = kernel.lack(_drivers(disks), present).modules
+    if path is None and modules:
+        notes.append(
+            f"kernel {version} starts without an initramfs, and {', '.join(modules)} is not built "
+            "in: it will not find its disk"
+        )
+        modules = ()
+    return _Finding(version, path, modules, tuple(notes))
+
+
+def _rebuild_all(
+    disks: Sequence[DiskDrivers],
+    place: Path,
+    lacking: dict[tuple[str, str], tuple[_Finding, ...]],
+    notes: list[str],
+) -> None:
+    with ExitStack() as stack:
+        devices = Devices(disks, stack, writable=True)
+        keys = frozenset(lacking)
+        for system in mount_systems(devices, stack, place=place, only=keys):
+            mine = _drivers([disk for disk in disks if disk.target.path in system.disks])
+            by_version = {kernel.version: kernel for kernel in kernels(system)}
+            for found in lacking[system.key]:
+                notes.extend(_rebuild_one(system, by_version[found.version], found, mine))
+        notes.extend(devices.notes)
+
+
+def _rebuild_one(
+    system: System, kernel: Kernel, found: _Finding, drivers: Sequence[Driver]
+) -> Iterator[str]:
+    path, names = found.initramfs, ", ".join(found.modules)
+    assert path is not None  # noqa: S101  only of an initramfs it is said what it must get
+    try:
+        tool = find_tool(system)
+        kept = rebuild(system, tool, kernel, path, found.modules, drivers)
+    except (NotRebuilt, ProgramError, OSError, ValueError) as error:
+        yield (
+            f"WARNING: {path} on {system.title} lacks {names}, and was not rebuilt: "
+            f"{_reason(error)}. The machine may not find its disk. By hand: mount it, chroot into "
+            f"it, and make {path} again with {names} in it"
+        )
+        yield from (f"| {line}" for line in (error.said if isinstance(error, NotRebuilt) else ()))
+        return
+    yield f"{path} on {system.title} lacked {names} and was rebuilt with it; {kept}"
+
+
+def _drivers(disks: Sequence[DiskDrivers]) -> tuple[Driver, ...]:
+    """Return the drivers of some disks; those of two controllers of one kind only once."""
+    return tuple(dict.fromkeys(driver for disk in disks for driver in disk.drivers))
+
+
+def _reason(error: Exception) -> str:
+    return error.message if isinstance(error, ProgramError) else str(error)
