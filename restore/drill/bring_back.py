@@ -166,7 +166,7 @@ class Drill:
         changed: tuple[evidence.Difference, ...] = ()
         if self._compare is not None:
             with self._steps.step("compare the disks, byte by byte"):
-                changed = self._compare(self._disks())
+                changed = expects.unexpected(self._compare(self._disks()))
         verdict = replace(self._prove(before, power_on, expects), plan=plan)
         if not changed:
             return verdict

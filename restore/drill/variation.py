@@ -34,6 +34,7 @@ class Variation(StrEnum):
 
     SAME = "same"
     OTHER_BUS = "other-bus"  # virtio becomes NVMe and so on: other kernel names, other drivers
+    NEW_DRIVERS = "new-drivers"  # another bus, of which the initramfs has no drivers: it is rebuilt
     REVERSED = "reversed"  # disks are attached in reverse order
     LARGER = "larger"  # every disk has a tenth more
     SMALLER = "smaller"  # every disk has a fifth less: refused
@@ -76,6 +77,14 @@ _EXPECTATIONS: Final = {
     Variation.LARGER: Expectation(
         may_differ=((r"partition_tables / [^/]+ / lastlba", r"\d+"),), same_tables=False
     ),
+    # A rebuilt initramfs, with the old one beside it, and what tells the tool of the drivers.
+    Variation.NEW_DRIVERS: Expectation(
+        may_differ=(
+            (r"bytes / [^/]+/p\d+", ".*"),
+            (r"files / / / (bytes|files|hashes / (boot|etc))", ".*"),
+            (r"file / / / (/boot|/boot/initrd\.img-\S+|/etc/initramfs-tools/modules)", ".*"),
+        )
+    ),
     Variation.SMALLER: Expectation(refusal=r"too small"),
 }
 
@@ -116,7 +125,7 @@ def vary(disks: Sequence[BlankDisk], variation: Variation) -> tuple[BlankDisk, .
         variation: what changes.
     """
     match variation:
-        case Variation.OTHER_BUS:
+        case Variation.OTHER_BUS | Variation.NEW_DRIVERS:
             return tuple(replace(disk, bus=_OTHER_BUS[disk.bus], wwn=None) for disk in disks)
         case Variation.LARGER:
             return tuple(replace(disk, size=_scaled(disk.size, _LARGER)) for disk in disks)

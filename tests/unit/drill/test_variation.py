@@ -93,3 +93,21 @@ def test_on_one_disk_only_what_was_on_the_others_is_missing(
 
 def test_the_first_disk_is_the_one() -> None:
     assert vary(DISKS, Variation.ONE_DISK) == DISKS[:1]
+
+
+def test_a_rebuilt_initramfs_changes_itself_and_the_file_that_names_its_drivers() -> None:
+    expects = expectation(Variation.NEW_DRIVERS)
+    paths = ["/boot/initrd.img-6.1.0", "/boot/initrd.img-6.1.0.before-remetal"]
+    rightly = [
+        Difference("bytes / disk0/p2", "as captured", "differs from byte 7"),
+        Difference("files / / / hashes / boot", "1", "2"),
+        *(Difference(f"file / / / {path}", "1", "2") for path in paths),
+    ]
+    wrongly = [
+        Difference("bytes / disk0/boot-area", "as captured", "differs from byte 7"),
+        Difference("files / / / hashes / home", "1", "2"),
+        Difference("file / / / /boot/vmlinuz-6.1.0", "1", "2"),
+        Difference("file / / / /etc/machine-id", "1", "2"),
+    ]
+    assert expects.unexpected([*rightly, *wrongly]) == tuple(wrongly)
+    assert vary(DISKS, Variation.NEW_DRIVERS) == vary(DISKS, Variation.OTHER_BUS)
