@@ -42,6 +42,12 @@ class Image(Protocol):
     def map_parts(self, volume_id: str) -> Iterator[NDArray[np.void]]:
         """Yield the runs of a volume, of dtype `RUN`, in order, some at a time."""
 
+    def map_from(self, volume_id: str, start: int) -> Iterator[tuple[int, NDArray[np.void]]]:
+        """Yield the same parts from that on which covers a byte, each with its place in bytes."""
+
+    def chunks(self, ids: Sequence[bytes]) -> dict[bytes, bytes]:
+        """Return the plaintexts of some chunks, verified, all of them in memory."""
+
     def deliver(self, ids: NDArray[np.void], take: Take, done: Report, stages: Stages) -> None:
         """Hand every chunk to `take`, verified; see `imager.repository.delivery`."""
 

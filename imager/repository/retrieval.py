@@ -33,7 +33,7 @@ from imager.repository.delivery import Delivery, Report, Take, lanes
 from imager.repository.generations import Generation
 from imager.repository.header import HEADER_SIZE, Header, Magic, PackKind
 from imager.repository.ids import unique_ids
-from imager.repository.image import Manifest, SealedImage, Summary
+from imager.repository.image import Manifest, SealedImage, Summary, VolumeSummary
 from imager.repository.index import Index, Location
 from imager.repository.keyring import GroupKeys
 from imager.repository.repository import Problem, Repository
@@ -130,10 +130,22 @@ class MapReader:
             ObjectMissing: a node is nowhere, or the volume is not in the image.
             ObjectDamaged: a node is damaged and there is no intact copy.
         """
-        for volume in summary.volumes:
-            if volume.id == volume_id:
-                return volume_map.read_parts(volume.map_root, volume.length, self.load, volume_id)
-        raise ObjectMissing(f"the image has no volume {volume_id}")
+        volume = _volume(summary, volume_id)
+        return volume_map.read_parts(volume.map_root, volume.length, self.load, volume_id)
+
+    def read_parts_from(
+        self, summary: Summary, volume_id: str, start: int
+    ) -> Iterator[tuple[int, volume_map.Runs]]:
+        """Yield the map of a volume from a byte on; see `volume_map.read_parts_from`.
+
+        Raises:
+            ObjectMissing: as `read_parts`.
+            ObjectDamaged: as `read_parts`.
+        """
+        volume = _volume(summary, volume_id)
+        return volume_map.read_parts_from(
+            start, volume.map_root, volume.length, self.load, volume_id
+        )
 
     def load(self, identity: bytes) -> bytes:
         """Return the bytes of a node, which have its map id.
@@ -245,6 +257,14 @@ class OpenImage:
         with self._touched():
             yield from self._maps.read_parts(self.summary, volume_id)
 
+    def map_from(self, volume_id: str, start: int) -> Iterator[tuple[int, volume_map.Runs]]:
+        """Yield the map of a volume from a byte on, each part with its place; errors name the image.
+
+        See `MapReader.read_parts_from`.
+        """
+        with self._touched():
+            yield from self._maps.read_parts_from(self.summary, volume_id, start)
+
     def identify(self, data: bytes | bytearray | memoryview) -> bytes:
         """Return the chunk id of a plaintext, to compare what was read back."""
         return self._identifier.identify(data)
@@ -352,6 +372,13 @@ def _opener(
 ) -> Opener:
     session_key = unlocked.session_key(header, envelope, name)
     return Opener(derive.derive(session_key, header.session, derive.CHUNK), identifier)
+
+
+def _volume(summary: Summary, volume_id: str) -> VolumeSummary:
+    for volume in summary.volumes:
+        if volume.id == volume_id:
+            return volume
+    raise ObjectMissing(f"the image has no volume {volume_id}")
 
 
 def _first_intact(

@@ -188,20 +188,50 @@ def read_parts(
     Raises:
         ObjectDamaged: a node is malformed or the map does not cover the volume.
     """
+    for _, part in read_parts_from(0, root, length, load, what):
+        yield part
+
+
+def read_parts_from(
+    start: int, root: Root, length: int, load: Callable[[bytes], bytes], what: str
+) -> Iterator[tuple[int, Runs]]:
+    """Yield the parts of a map from that on which covers a byte, each with its place in the volume.
+
+    What lies before is not loaded. See `read_parts` for the rest.
+
+    Args:
+        start: bytes from the start of the volume.
+        root: as for `read_parts`, and so is the rest.
+        length: of the volume.
+        load: of a node.
+        what: the volume's name.
+
+    Raises:
+        ObjectDamaged: as `read_parts`.
+    """
     if not 0 <= root.level <= MOST_LEVEL:
         raise ObjectDamaged(f"the map of {what} has impossible depth {root.level}")
-    return _read_node(root.id, root.level, length, load, what)
+    return _read_node(root.id, root.level, range(length), start, load, what)
 
 
 def _read_node(
-    identity: bytes, level: int, length: int, load: Callable[[bytes], bytes], what: str
-) -> Iterator[Runs]:
-    found = decode_node(load(identity), level, length, what)
+    identity: bytes,
+    level: int,
+    covered: range,
+    start: int,
+    load: Callable[[bytes], bytes],
+    what: str,
+) -> Iterator[tuple[int, Runs]]:
+    found = decode_node(load(identity), level, len(covered), what)
     if level == 0:
-        yield found
+        yield covered.start, found
         return
+    position = covered.start
     for child_length, child in zip(found["length"], found["id"], strict=True):
-        yield from _read_node(child.tobytes(), level - 1, int(child_length), load, what)
+        below = range(position, position + int(child_length))
+        position = below.stop
+        if position > start:
+            yield from _read_node(child.tobytes(), level - 1, below, start, load, what)
 
 
 def decode_node(node: bytes, level: int, length: int, what: str) -> Runs:

@@ -33,6 +33,18 @@ class MemoryImage:
         runs = np.array(self.runs[volume_id], dtype=RUN)
         yield from np.array_split(runs, range(3, len(runs), 3))
 
+    def map_from(self, volume_id: str, start: int) -> Iterator[tuple[int, np.ndarray]]:
+        position = 0
+        for part in self.map_parts(volume_id):
+            end = position + int(part["length"].sum())
+            if end > start:
+                yield position, part
+            position = end
+
+    def chunks(self, ids: Sequence[bytes]) -> dict[bytes, bytes]:
+        self.asked.append(len(ids))
+        return dict(self.stored(ids))
+
     def lanes(self, taking: Sequence[str]) -> tuple[Lane, ...]:
         return (Lane("open", 1, ("fetch", "open", *taking)),)
 
