@@ -10,17 +10,21 @@ import os
 import struct
 import threading
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import islice
+from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+from imager import process
 from imager.direct_io import CANNOT_DIRECT, page_buffer
 from imager.errors import TargetError, TargetInUse, VerificationFailed, WriteFailed
 from imager.units import GIB, KIB, MIB
 from restore.target import Target, TargetKind
+
+_FLAGS: Final = os.O_RDWR | os.O_CLOEXEC
 
 # Numbers of ioctls in <linux/fs.h>.
 _BLKRRPART: Final = 0x125F
@@ -58,31 +62,22 @@ class OpenTarget:
         """
         self._target = target
         self._is_device = target.kind is TargetKind.DEVICE
-        flags = os.O_RDWR | os.O_CLOEXEC
-        try:
-            self._fd = os.open(target.path, flags | (os.O_EXCL if self._is_device else 0))
-        except OSError as error:
-            kind = TargetInUse if self._is_device and error.errno == errno.EBUSY else TargetError
-            raise kind(f"{target.path} can't be opened for writing: {error.strerror}") from error
+        self._fd = self._opened()
         self._direct: int | None = None
         self._reads_past_cache = False
         with suppress(OSError):  # some filesystems can't
-            self._direct = os.open(target.path, flags | os.O_DIRECT)
+            self._direct = os.open(target.path, _FLAGS | os.O_DIRECT)
         self._is_hole = target.kind is TargetKind.NEW_FILE
         self._noted = (0, 0)
         self._unflushed = 0
         self._lock = threading.Lock()
         self._flusher = ThreadPoolExecutor(1, thread_name_prefix="flush")
         self._flush: Future[None] | None = None
-        size = os.lseek(self._fd, 0, os.SEEK_END)
-        if size != target.size:
+        try:
+            self._check_and_lock()
+        except BaseException:
             self.close()
-            raise TargetError(
-                f"{target.path} has {size} bytes now, and had {target.size} when the plan was made"
-            )
-        # udev leaves a device alone while somebody holds this lock.
-        with suppress(OSError):
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -99,6 +94,61 @@ class OpenTarget:
     def target(self) -> Target:
         """What is open here."""
         return self._target
+
+    def _opened(self, *, exclusively: bool = True) -> int:
+        exclusive = os.O_EXCL if self._is_device and exclusively else 0
+        path = self._target.path
+        try:
+            return os.open(path, _FLAGS | exclusive)
+        except OSError as error:
+            kind = TargetInUse if self._is_device and error.errno == errno.EBUSY else TargetError
+            raise kind(f"{path} can't be opened for writing: {error.strerror}") from error
+
+    def _check_and_lock(self) -> None:
+        size = os.lseek(self._fd, 0, os.SEEK_END)
+        if size != self._target.size:
+            raise TargetError(
+                f"{self._target.path} has {size} bytes now, and had {self._target.size} when the "
+                "plan was made"
+            )
+        # udev leaves a device alone while somebody holds this lock.
+        with suppress(OSError):
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    @contextmanager
+    def lend(self) -> Iterator[Path]:
+        """Let the kernel's own drivers claim the target for a while; write and read nothing then.
+
+        Yields:
+            The device to use: the target, or a loop device with its file.
+
+        Raises:
+            TargetInUse: somebody else claimed it meanwhile.
+            TargetError: it has another size afterwards.
+            ProgramError: a file can't be attached.
+        """
+        self.flush()
+        with ExitStack() as stack:
+            device = self._target.path
+            if self._is_device:
+                self._exchange(self._opened(exclusively=False))
+                stack.callback(lambda: self._exchange(self._opened()))
+            else:
+                sector = str(self._target.logical_sector)
+                device = Path(
+                    process.run(
+                        "losetup", "--find", "--show", "--sector-size", sector, device
+                    ).strip()
+                )
+                stack.callback(process.run, "losetup", "--detach", device)
+            yield device
+        # What others have written, this process may have cached as it was before.
+        self.forget()
+
+    def _exchange(self, descriptor: int) -> None:
+        os.close(self._fd)
+        self._fd = descriptor
+        self._check_and_lock()
 
     def close(self) -> None:
         """Close it; what was not flushed is written by the kernel some time."""

@@ -4,6 +4,7 @@ Loop devices stand in for disks; a filesystem that is too small below one makes 
 dying disk.
 """
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,10 +25,12 @@ from restored_disks import (
 )
 
 from imager import process
+from imager.errors import TargetInUse
 from imager.units import MIB
 from restore import targets
 from restore.bootrepair import esp
 from restore.device import OpenTarget
+from restore.target import Target, TargetKind
 
 
 @contextmanager
@@ -254,3 +257,58 @@ def test_mtools_reads_names_without_code_pages(saved: Saved, tmp_path: Path) -> 
     command = f"mount -t tmpfs none {code_pages} && mdir -b -i {saved.gpt}@@{ESP_AT} ::/EFI"
     listing = process.run("unshare", "--mount", "sh", "-c", command, env=esp._ENVIRONMENT)
     assert listing.strip() == "::/EFI/debian/"
+
+
+def held(device: Path) -> bool:
+    """Whether somebody has a device for itself."""
+    try:
+        os.close(os.open(device, os.O_RDWR | os.O_EXCL))
+    except OSError as error:
+        assert error.errno == errno.EBUSY
+        return True
+    return False
+
+
+def opened_target(device: Path, kind: TargetKind) -> OpenTarget:
+    return OpenTarget(Target("disk0", device, kind, SIZE, SIZE, 512, None, None, "", ""))
+
+
+def test_a_lent_device_can_be_claimed_and_comes_back(tmp_path: Path) -> None:
+    with loop(noisy(tmp_path / "disk")) as device:
+        with opened_target(device, TargetKind.DEVICE) as opened:
+            opened.write(0, b"x" * MIB)
+            assert held(device)
+            with opened.lend() as lent:
+                assert lent == device
+                assert not held(device)
+                with lent.open("r+b") as file:
+                    assert file.read(MIB) == b"x" * MIB
+                    file.write(b"y" * MIB)
+            assert held(device)
+            found = bytearray(2 * MIB)
+            opened.read_into(0, memoryview(found))
+            assert found == b"x" * MIB + b"y" * MIB
+        assert not held(device)
+
+
+def test_a_lent_device_that_somebody_keeps_is_named(tmp_path: Path) -> None:
+    with (
+        loop(noisy(tmp_path / "disk")) as device,
+        opened_target(device, TargetKind.DEVICE) as opened,
+    ):
+        with pytest.raises(TargetInUse, match=str(device)), opened.lend() as lent:
+            taken = os.open(lent, os.O_RDWR | os.O_EXCL)
+        os.close(taken)
+
+
+def test_a_lent_file_is_a_block_device_for_a_while(tmp_path: Path) -> None:
+    path = noisy(tmp_path / "disk.raw")
+    with opened_target(path, TargetKind.FILE) as opened:
+        with opened.lend() as lent:
+            assert lent.is_block_device()
+            with lent.open("r+b") as file:
+                file.write(b"z" * MIB)
+        found = bytearray(MIB)
+        opened.read_into(0, memoryview(found))
+    assert found == b"z" * MIB
+    assert str(path) not in process.run("losetup", "--list", "--output", "BACK-FILE")
