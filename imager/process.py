@@ -69,7 +69,9 @@ def run(
         text = (error.stderr or b"").decode(errors="replace")
         raise ProgramError(words, -9, f"{text}\nstill running after {timeout} s") from error
     if done.returncode not in accept:
-        raise ProgramError(words, done.returncode, done.stderr.decode(errors="replace"))
+        # Some say on standard output what is wrong: e2fsck, ntfsresize.
+        said = done.stderr if done.stderr.strip() else done.stdout
+        raise ProgramError(words, done.returncode, said.decode(errors="replace"))
     return done.stdout.decode(errors="replace")
 
 

@@ -20,6 +20,11 @@ def test_failure_keeps_everything() -> None:
     assert "why" in caught.value.message
 
 
+def test_what_a_program_says_elsewhere_is_kept_too() -> None:
+    with pytest.raises(ProgramError, match="exit code 1: it is damaged"):
+        process.run("sh", "-c", "echo it is damaged; exit 1")
+
+
 def test_accepted_code() -> None:
     assert process.run("sh", "-c", "echo fine; exit 2", accept=(0, 2)) == "fine\n"
 
