@@ -75,7 +75,6 @@ MODULES: Final = (
 )
 _KEPT_UNUSED: Final = 14 * 24 * 3600.0  # seconds
 _BUILD_TIMEOUT: Final = 1800.0
-_MEMORY_MIB: Final = 768
 _PARTS: Final = "guest-parts"
 _NOT_PACKED: Final = (
     _PARTS,
@@ -118,10 +117,14 @@ class Guest:
     Attributes:
         kernel: Debian's.
         root: compressed archive of its root.
+        layer: another, unpacked on top of it.
+        memory_mib: of the machine.
     """
 
     kernel: Path
     root: Path
+    layer: bytes = b""
+    memory_mib: int = 768
 
     def run(
         self,
@@ -148,11 +151,11 @@ class Guest:
         folder.mkdir(parents=True, exist_ok=True)
         console, printed, ended = (folder / name for name in ("console", "printed", "ended"))
         with tempfile.NamedTemporaryFile(prefix="guest-initrd-") as initrd:
-            initrd.write(self.root.read_bytes() + _job(program, modules))
+            initrd.write(self.root.read_bytes() + self.layer + _job(program, modules))
             initrd.flush()
             spec = VmSpec(
                 "guest",
-                _MEMORY_MIB,
+                self.memory_mib,
                 tuple(Drive(disk) for disk in disks),
                 serials=(console, printed, ended),
                 kernel=self.kernel,

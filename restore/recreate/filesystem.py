@@ -1,0 +1,345 @@
+"""Filesystems that get another size than the saved one, by their own programs.
+
+A filesystem shrinks without more room than its new one, and is written once. What the target has is
+its front, [0, new length). On a device of the *saved* size, whose front is the target's and whose
+rest comes from the image when it is read, the filesystem's own program finds all of it, and moves
+what lies behind the new end to the front, that is, to the target. The little that is written
+behind the new end goes to memory and is gone afterwards.
+"""
+
+import os
+import signal
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Final
+
+from imager import process
+from imager.blockdev import open_disk
+from imager.errors import ProgramError, TargetError, TargetTooSmall, VerificationFailed
+from imager.probe.filesystem import declared_size
+from imager.units import MIB, format_size
+from restore.device import OpenTarget
+from restore.device_mapper import Segment, linear
+from restore.fit_steps import GrowFilesystem, RemakeSwap, ShrinkFilesystem
+from restore.nbd_device import attached
+from restore.overlay import Overlay
+from restore.runs import Image
+from restore.saved_volume import SavedVolume
+
+# e2fsck: nothing was wrong, or it was corrected.
+_CORRECTED: Final = (0, 1, 2)
+_SECTOR: Final = 512
+_EXT_BLOCK_AT: Final = 1048  # how often 1 KiB is doubled to make a block
+# Of a btrfs superblock at 64 KiB: the number of the device it is on.
+_BTRFS_DEVICE_AT: Final = 0x100C9
+# Writes behind the new end: the journal's replay, and what is moved more than once.
+_LEAST_KEPT: Final = 64 * MIB
+_SHARE_KEPT: Final = 4  # of the memory that is free: this part
+
+_LARGER_DISK: Final = "Use a disk as large as the saved one. The image is untouched."
+_WINDOWS_CHECKS: Final = "Windows will check this filesystem at its next start, as ntfsresize asks"
+
+
+def check_shrinkable(step: ShrinkFilesystem, image: Image) -> None:
+    """Let the filesystem's own program say, before anything is written, whether it will shrink.
+
+    It sees the saved volume as a device; what it writes, such as the replayed journal, goes to
+    memory and is gone afterwards. It reads the filesystem's metadata from the repository.
+
+    Raises:
+        TargetTooSmall: it can't become as small as that.
+        TargetError: it can't be shrunk as it is, or this system lacks what that takes.
+        ObjectDamaged, ObjectMissing: the repository can't give its metadata.
+    """
+    means = _MEANS[step.filesystem]
+    what = f"the {step.filesystem} of {step.volume}"
+    whole = Overlay(SavedVolume(image, step.volume), _most_kept())
+    with _stoppable(), attached(whole, step.target.logical_sector) as (device, server):
+        try:
+            least = means.least(device, step.length)
+        except ProgramError as error:
+            if server.failure is not None:
+                raise server.failure from error
+            raise TargetError(
+                f"{what} can't be shrunk as it was saved: {error.message}",
+                hint="Use a disk as large as the saved one; nothing was written.",
+            ) from error
+        if server.failure is not None:
+            raise server.failure
+    if least > step.length:
+        raise TargetTooSmall(
+            f"{what} can be shrunk to {least} bytes ({format_size(least)}), and the disk "
+            f"{step.target.path} has room for {step.length} ({format_size(step.length)})",
+            hint="Use a larger disk; nothing was written.",
+        )
+
+
+def shrink(step: ShrinkFilesystem, image: Image, opened: OpenTarget) -> tuple[str, ...]:
+    """Shrink a filesystem of which the target holds the front, and check it.
+
+    Args:
+        step: what and where.
+        image: has the whole.
+        opened: the target.
+
+    Returns:
+        What a person must know.
+
+    Raises:
+        ProgramError: the filesystem's program could not do it; the target is no use then.
+        ObjectDamaged, ObjectMissing: the repository can't give what has to move.
+        VerificationFailed: it is not in order afterwards, or larger than its place.
+        NoRoom: more is written behind the new end than memory can hold.
+    """
+    means = _MEANS[step.filesystem]
+    rest = Overlay(_Rest(SavedVolume(image, step.volume), step.length), _most_kept())
+    with _stoppable(), opened.lend() as device:
+        front = Segment(device, step.offset, step.length)
+        with ExitStack() as stack:
+            served, server = stack.enter_context(attached(rest, step.target.logical_sector))
+            behind = Segment(served, step.length, step.saved_length - step.length)
+            try:
+                with linear(step.volume, (front, behind)) as whole:
+                    notes = means.resize(whole, step.length)
+            except ProgramError as error:
+                if server.failure is not None:
+                    raise server.failure from error
+                error.hint = _LARGER_DISK
+                raise
+            # A program may have gone on without what it could not read.
+            if server.failure is not None:
+                raise server.failure
+        size = _check(step, front)
+    return (f"the filesystem has {size} bytes now", *notes)
+
+
+def grow(step: GrowFilesystem, opened: OpenTarget) -> tuple[str, ...]:
+    """Make a filesystem as large as its place on the target, and check it.
+
+    Returns:
+        What a person must know.
+
+    Raises:
+        ProgramError: the filesystem's program could not do it.
+        VerificationFailed: it is not in order afterwards, or larger than its place.
+    """
+    means = _MEANS[step.filesystem]
+    with _stoppable(), opened.lend() as device:
+        place = Segment(device, step.offset, step.length)
+        with linear(step.volume, (place,)) as whole:
+            notes = means.resize(whole, None)
+        size = _check(step, place)
+    return (f"the filesystem has {size} bytes now", *notes)
+
+
+def remake_swap(step: RemakeSwap, opened: OpenTarget) -> tuple[str, ...]:
+    """Make a swap area of another size, with the old UUID and label.
+
+    Returns:
+        What a person must know: nothing.
+
+    Raises:
+        ProgramError: mkswap could not do it.
+    """
+    words = []
+    if step.uuid is not None:
+        words += ["--uuid", step.uuid]
+    if step.label is not None:
+        words += ["--label", step.label]
+    with (
+        _stoppable(),
+        opened.lend() as device,
+        linear(step.volume, (Segment(device, step.offset, step.length),)) as area,
+    ):
+        process.run("mkswap", *words, area)
+    return ()
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Let a request to end this process be an exception, so that no device is left behind.
+
+    A program that is at work gets no chance to go on either.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals come to the main thread alone
+        return
+    old = {number: signal.signal(number, _stop) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def _stop(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+class _Rest:
+    """What a volume has behind a byte; before it, zeros.
+
+    So the device has the places of the volume, and no signature at its start that anybody takes
+    for a filesystem of this machine.
+    """
+
+    def __init__(self, volume: SavedVolume, start: int) -> None:
+        self.size: int = volume.size
+        self._volume = volume
+        self._start = start
+
+    def read(self, offset: int, length: int) -> bytearray:
+        """Return bytes."""
+        before = min(max(self._start - offset, 0), length)
+        return bytearray(before) + self._volume.read(offset + before, length - before)
+
+
+def _most_kept() -> int:
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(free // _SHARE_KEPT, _LEAST_KEPT)
+
+
+def _least_ext(device: Path, _wanted: int) -> int:
+    process.run("e2fsck", "-fp", device, accept=_CORRECTED)
+    # It says "Estimated minimum size of the filesystem: 4711", in blocks.
+    blocks = int(process.run("resize2fs", "-P", device).rpartition(":")[2])
+    with open_disk(device) as descriptor:
+        shift = int.from_bytes(os.pread(descriptor, 4, _EXT_BLOCK_AT), "little")
+    return blocks << (10 + shift)
+
+
+def _resize_ext(device: Path, size: int | None) -> tuple[str, ...]:
+    # It replays the journal first, and resize2fs wants a filesystem that was just checked.
+    process.run("e2fsck", "-fp", device, accept=_CORRECTED)
+    process.run("resize2fs", device, *([] if size is None else [f"{size // _SECTOR}s"]))
+    return ()
+
+
+def _check_ext(device: Path) -> None:
+    process.run("e2fsck", "-fn", device)
+
+
+def _least_ntfs(device: Path, wanted: int) -> int:
+    # It does all but write, and fails where it could not do it.
+    words = ("--no-action", "--no-progress-bar", "--size", str(wanted))
+    process.run("ntfsresize", *words, device, stdin=b"y\n")
+    return wanted
+
+
+def _resize_ntfs(device: Path, size: int | None) -> tuple[str, ...]:
+    # Not "--force": it would also go on where Windows has to check first.
+    words = [] if size is None else ["--size", str(size)]
+    process.run("ntfsresize", "--no-progress-bar", *words, device, stdin=b"y\n")
+    return (_WINDOWS_CHECKS,)
+
+
+def _check_ntfs(device: Path) -> None:
+    # It was marked as to be checked by Windows, which is what has to be forced.
+    process.run("ntfsresize", "--info", "--force", "--no-progress-bar", device)
+
+
+def _least_btrfs(device: Path, _wanted: int) -> int:
+    with _btrfs(device) as (number, place):
+        # It says, for example, "4711 bytes (4.6KiB)".
+        words = ("inspect-internal", "min-dev-size", "--id", number, str(place))
+        return int(process.run("btrfs", *words).split()[0])
+
+
+def _resize_btrfs(device: Path, size: int | None) -> tuple[str, ...]:
+    with _btrfs(device) as (number, place):
+        wanted = "max" if size is None else str(size)
+        process.run("btrfs", "filesystem", "resize", f"{number}:{wanted}", place)
+    return ()
+
+
+@contextmanager
+def _btrfs(device: Path) -> Iterator[tuple[str, Path]]:
+    """Mount a btrfs; yield the number of its device and where it is mounted."""
+    with open_disk(device) as descriptor:
+        number = int.from_bytes(os.pread(descriptor, 8, _BTRFS_DEVICE_AT), "little")
+    # The kernel remembers which device has which filesystem: the old disk of the machine may be
+    # attached as well, and this device will be gone.
+    process.run("btrfs", "device", "scan", "--forget")
+    try:
+        with _mounted("btrfs", device, "nodiscard,skip_balance") as place:
+            yield str(number), place
+    finally:
+        process.run("btrfs", "device", "scan", "--forget", device, accept=(0, 1))
+
+
+def _check_btrfs(device: Path) -> None:
+    process.run("btrfs", "check", "--readonly", device)
+
+
+def _least_xfs(device: Path, _wanted: int) -> int:
+    raise TargetError(f"the XFS on {device} can't be shrunk: no program can do that")
+
+
+def _resize_xfs(device: Path, _size: int | None) -> tuple[str, ...]:
+    with _mounted("xfs", device, "nouuid") as place:
+        process.run("xfs_growfs", "-d", place)
+    return ()
+
+
+def _check_xfs(device: Path) -> None:
+    process.run("xfs_repair", "-n", device)
+
+
+@dataclass(frozen=True, slots=True)
+class _Means:
+    """What a filesystem gets another size with; all take its device.
+
+    Attributes:
+        least: returns bytes that it can shrink to, given those that are wanted; writes as it likes.
+        resize: gives it a size in bytes, or its device's; returns notes.
+        check: changes nothing; raises `ProgramError` when it is not in order.
+    """
+
+    least: Callable[[Path, int], int]
+    resize: Callable[[Path, int | None], tuple[str, ...]]
+    check: Callable[[Path], None]
+
+
+_EXT: Final = _Means(_least_ext, _resize_ext, _check_ext)
+_MEANS: Final[dict[str, _Means]] = {
+    "ext2": _EXT,
+    "ext3": _EXT,
+    "ext4": _EXT,
+    "btrfs": _Means(_least_btrfs, _resize_btrfs, _check_btrfs),
+    "ntfs": _Means(_least_ntfs, _resize_ntfs, _check_ntfs),
+    "xfs": _Means(_least_xfs, _resize_xfs, _check_xfs),
+}
+
+
+@contextmanager
+def _mounted(kind: str, device: Path, options: str) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="remetal-") as folder:
+        process.run("mount", "-t", kind, "-o", f"noatime,{options}", device, folder)
+        try:
+            yield Path(folder)
+        finally:
+            process.run("umount", folder)
+
+
+def _check(step: ShrinkFilesystem | GrowFilesystem, place: Segment) -> int:
+    """Check a filesystem on its place alone; return its bytes."""
+    what = f"the {step.filesystem} of {step.volume} on {step.target.path}"
+    with linear(step.volume, (place,), read_only=True) as device:
+        with open_disk(device) as descriptor:
+            size = declared_size(descriptor, 0, step.filesystem)
+        if size is None or not 0 < size <= step.length:
+            raise VerificationFailed(
+                f"{what} has {size} bytes, and its place {step.length} ({format_size(step.length)})"
+            )
+        try:
+            _MEANS[step.filesystem].check(device)
+        except ProgramError as error:
+            raise VerificationFailed(
+                f"{what} is not in order: {error.message}", hint=_LARGER_DISK
+            ) from error
+    return size
