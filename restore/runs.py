@@ -6,7 +6,7 @@ is verified is by construction what was written. It comes in parts, so that memo
 with the disks.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
@@ -45,9 +45,6 @@ class Image(Protocol):
     def map_from(self, volume_id: str, start: int) -> Iterator[tuple[int, NDArray[np.void]]]:
         """Yield the same parts from that on which covers a byte, each with its place in bytes."""
 
-    def chunks(self, ids: Sequence[bytes]) -> dict[bytes, bytes]:
-        """Return the plaintexts of some chunks, verified, all of them in memory."""
-
     def deliver(self, ids: NDArray[np.void], take: Take, done: Report, stages: Stages) -> None:
         """Hand every chunk to `take`, verified; see `imager.repository.delivery`."""
 
@@ -56,6 +53,9 @@ class Image(Protocol):
 
     def identify(self, data: bytes | memoryview) -> bytes:
         """Return the id that this plaintext has."""
+
+    def chunks(self, ids: Sequence[bytes]) -> Mapping[bytes, bytes]:
+        """Return the plaintexts of a few chunks, verified, by id."""
 
 
 @dataclass(frozen=True, slots=True)

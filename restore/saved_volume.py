@@ -172,7 +172,7 @@ class SavedVolume:
         wanted = list(self._pieces(start, until))
         known = self._known(wanted)
         missing = list(dict.fromkeys(p.identity for p in wanted if p.identity not in known))
-        brought = self._image.chunks(missing)
+        brought = dict(self._image.chunks(missing))
         with self._cache_lock:
             for identity, plain in brought.items():
                 self._cached += len(plain) - len(self._chunks.pop(identity, b""))

@@ -8,6 +8,7 @@ behind the new end goes to memory and is gone afterwards.
 """
 
 import os
+import re
 import signal
 import tempfile
 import threading
@@ -22,7 +23,7 @@ from imager import process
 from imager.blockdev import open_disk
 from imager.errors import ProgramError, TargetError, TargetTooSmall, VerificationFailed
 from imager.probe.filesystem import declared_size
-from imager.units import MIB, format_size
+from imager.units import KIB, MIB, format_size
 from restore.device import OpenTarget
 from restore.device_mapper import Segment, linear
 from restore.fit_steps import GrowFilesystem, RemakeSwap, ShrinkFilesystem
@@ -200,8 +201,8 @@ class _Rest:
 
 
 def _most_kept() -> int:
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return max(free // _SHARE_KEPT, _LEAST_KEPT)
+    found = re.search(r"^MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    return max(int(found[1]) * KIB // _SHARE_KEPT if found else 0, _LEAST_KEPT)
 
 
 def _least_ext(device: Path, _wanted: int) -> int:

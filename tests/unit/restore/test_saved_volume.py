@@ -2,6 +2,7 @@
 
 import os
 import random
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,10 +20,19 @@ from tests.conftest import Tiny
 ID = "disk0/whole"
 
 
+class Counted(MemoryImage):
+    """Counts how many chunks are asked for at once."""
+
+    def chunks(self, ids: Sequence[bytes]) -> dict[bytes, bytes]:
+        self.asked.append(len(ids))
+        return super().chunks(ids)
+
+
 def made(parts: list[bytes | tuple[str, int]]) -> tuple[MemoryImage, bytes]:
     """Return an image of such a volume, and what it reads as."""
     whole = b"".join(part if isinstance(part, bytes) else bytes(part[1]) for part in parts)
-    return image_of(machine(disk(size=len(whole))), {ID: parts}), whole
+    image = image_of(machine(disk(size=len(whole))), {ID: parts})
+    return Counted(image.machine, image.runs, image.store), whole
 
 
 def varied(seed: int, count: int = 200) -> list[bytes | tuple[str, int]]:
