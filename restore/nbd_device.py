@@ -5,11 +5,12 @@ free device itself, and no thread has to stay in a call as with the older ioctls
 ends, however that happens, reads of the device fail from then on.
 """
 
+import fcntl
 import os
 import socket
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from enum import IntEnum
 from pathlib import Path
 from typing import Final, Self
@@ -85,11 +86,29 @@ def attached(content: Content, sector: int) -> Iterator[tuple[Path, Server]]:
             index = netlink.connect(family, theirs.fileno(), content.size, sector)
             # The kernel has its own hold on it: when ours is closed, the server sees the end.
             theirs.close()
-        try:
-            yield Path(f"/dev/nbd{index}"), server
-        finally:
-            with _Netlink() as netlink:
-                netlink.ask(family, _Nbd.DISCONNECT, _attribute(_Nbd.INDEX, _U32.pack(index)))
+        device = Path(f"/dev/nbd{index}")
+        with ExitStack() as stack:
+            # In this order: who looks at a device that just went would see errors.
+            stack.enter_context(_left_alone(device))
+            stack.callback(_disconnect, family, index)
+            yield device, server
+
+
+@contextmanager
+def _left_alone(device: Path) -> Iterator[None]:
+    """Keep udev from looking at a device for a while: it heeds this lock."""
+    descriptor = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _disconnect(family: int, index: int) -> None:
+    with _Netlink() as netlink:
+        netlink.ask(family, _Nbd.DISCONNECT, _attribute(_Nbd.INDEX, _U32.pack(index)))
 
 
 class _Netlink:

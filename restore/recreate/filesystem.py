@@ -10,6 +10,7 @@ behind the new end goes to memory and is gone afterwards.
 import os
 import re
 import signal
+import struct
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -35,7 +36,17 @@ from restore.saved_volume import SavedVolume
 # e2fsck: nothing was wrong, or it was corrected.
 _CORRECTED: Final = (0, 1, 2)
 _SECTOR: Final = 512
-_EXT_BLOCK_AT: Final = 1048  # how often 1 KiB is doubled to make a block
+# Of a superblock of ext: inodes, blocks, reserved and free blocks, free inodes, the first block, how
+# often 1 KiB is doubled to make a block; from byte 32 blocks, clusters and inodes of a group.
+_EXT_COUNTS: Final = struct.Struct("<7I")
+_EXT_GROUPS: Final = struct.Struct("<3I")
+_EXT_64BIT: Final = 0x80
+_EXT_SPARE: Final = 1024  # blocks
+_U32: Final = struct.Struct("<I")
+# Of `btrfs filesystem df --raw`: a kind of chunks, how often they are kept, bytes used in one copy.
+_BTRFS_USE: Final = re.compile(r"^(\w+), (\w+): total=\d+, used=(\d+)$", re.MULTILINE)
+_BTRFS_COPIES: Final = {"single": 1, "DUP": 2}
+_BTRFS_LEAST: Final = 256 * MIB  # below, the kernel refuses
 # Of a btrfs superblock at 64 KiB: the number of the device it is on.
 _BTRFS_DEVICE_AT: Final = 0x100C9
 # Writes behind the new end: the journal's replay, and what is moved more than once.
@@ -207,17 +218,28 @@ def _most_kept() -> int:
 
 def _least_ext(device: Path, _wanted: int) -> int:
     process.run("e2fsck", "-fp", device, accept=_CORRECTED)
-    # It says "Estimated minimum size of the filesystem: 4711", in blocks.
-    blocks = int(process.run("resize2fs", "-P", device).rpartition(":")[2])
     with open_disk(device) as descriptor:
-        shift = int.from_bytes(os.pread(descriptor, 4, _EXT_BLOCK_AT), "little")
-    return blocks << (10 + shift)
+        superblock = os.pread(descriptor, 1024, 1024)
+    inodes, blocks, _, free_blocks, free_inodes, _, shift = _EXT_COUNTS.unpack_from(superblock)
+    per_group, _, inodes_per_group = _EXT_GROUPS.unpack_from(superblock, 32)
+    (features,) = _U32.unpack_from(superblock, 96)
+    if features & _EXT_64BIT:
+        blocks |= _U32.unpack_from(superblock, 336)[0] << 32
+        free_blocks |= _U32.unpack_from(superblock, 344)[0] << 32
+    used = blocks - free_blocks
+    groups = -(-(inodes - free_inodes) // inodes_per_group)
+    # Some room for trees of extents, which grow when files are cut into more pieces.
+    least = max(used + used // 50 + _EXT_SPARE, groups * per_group)
+    return int(least << (10 + shift))
 
 
 def _resize_ext(device: Path, size: int | None) -> tuple[str, ...]:
     # It replays the journal first, and resize2fs wants a filesystem that was just checked.
     process.run("e2fsck", "-fp", device, accept=_CORRECTED)
-    process.run("resize2fs", device, *([] if size is None else [f"{size // _SECTOR}s"]))
+    # It asks for up to twice what it needs where few inodes are in use, unless it is forced to try.
+    # Where there is no room it gives up, as a rule before it changes anything.
+    words = [device] if size is None else ["-f", device, f"{size // _SECTOR}s"]
+    process.run("resize2fs", *words)
     return ()
 
 
@@ -245,10 +267,15 @@ def _check_ntfs(device: Path) -> None:
 
 
 def _least_btrfs(device: Path, _wanted: int) -> int:
-    with _btrfs(device) as (number, place):
-        # It says, for example, "4711 bytes (4.6KiB)".
-        words = ("inspect-internal", "min-dev-size", "--id", number, str(place))
-        return int(process.run("btrfs", *words).split()[0])
+    # Not "inspect-internal min-dev-size": it counts chunks whole that are nearly empty.
+    with _btrfs(device) as (_, place):
+        uses = _BTRFS_USE.findall(process.run("btrfs", "filesystem", "df", "--raw", place))
+    used = sum(
+        int(size) * _BTRFS_COPIES.get(profile, 1)
+        for kind, profile, size in uses
+        if kind != "GlobalReserve"
+    )
+    return max(used, _BTRFS_LEAST)
 
 
 def _resize_btrfs(device: Path, size: int | None) -> tuple[str, ...]:
