@@ -54,6 +54,9 @@ _LEAST_KEPT: Final = 64 * MIB
 _SHARE_KEPT: Final = 4  # of the memory that is free: this part
 
 _LARGER_DISK: Final = "Use a disk as large as the saved one. The image is untouched."
+_NEW_TIMES: Final = (
+    "files may have other inode numbers, and folders a newer time: resize2fs does that"
+)
 _WINDOWS_CHECKS: Final = "Windows will check this filesystem at its next start, as ntfsresize asks"
 
 
@@ -236,11 +239,13 @@ def _least_ext(device: Path, _wanted: int) -> int:
 def _resize_ext(device: Path, size: int | None) -> tuple[str, ...]:
     # It replays the journal first, and resize2fs wants a filesystem that was just checked.
     process.run("e2fsck", "-fp", device, accept=_CORRECTED)
+    if size is None:
+        process.run("resize2fs", device)
+        return ()
     # It asks for up to twice what it needs where few inodes are in use, unless it is forced to try.
     # Where there is no room it gives up, as a rule before it changes anything.
-    words = [device] if size is None else ["-f", device, f"{size // _SECTOR}s"]
-    process.run("resize2fs", *words)
-    return ()
+    process.run("resize2fs", "-f", device, f"{size // _SECTOR}s")
+    return (_NEW_TIMES,)
 
 
 def _check_ext(device: Path) -> None:

@@ -155,6 +155,16 @@ def fill(root: Path, room: int) -> None:
         name.unlink()
 
 
+def state_of(root: Path) -> dict[str, str]:
+    """Return the state of all files, without the times of folders, which resize2fs renews."""
+    found = life.state(root)
+    for name, said in found.items():
+        mode, _, rest = said.split(" ", 2)
+        if mode.startswith("4"):
+            found[name] = f"{mode} {rest}"
+    return found
+
+
 def make(case: Case, disk: Path, folder: Path) -> dict[str, str]:
     """Make a disk that is all one filesystem; return the state of its files."""
     image = folder / "image"
@@ -163,7 +173,7 @@ def make(case: Case, disk: Path, folder: Path) -> dict[str, str]:
     process.run(*case.make, image)
     with case.hold(image, folder / "place") as root:
         fill(root, case.saved)
-        state = life.state(root)
+        state = state_of(root)
         os.sync()
         if case.was_running:
             shutil.copyfile(image, disk)
@@ -218,6 +228,6 @@ def test_every_file_is_there_afterwards(names: list[str], tmp_path: Path) -> Non
         restored = tmp_path / "restored"
         restored.write_bytes(there[AT : AT + now])
         with case.hold(restored, tmp_path / "place") as root:
-            assert life.state(root) == before[name]
+            assert state_of(root) == before[name]
         swap = ("blkid", "-p", "-o", "value", "-s", "UUID", "-O", str(AT + now), "-S", str(SWAP))
         assert process.run(*swap, target).strip() == UUID
