@@ -5,12 +5,11 @@ free device itself, and no thread has to stay in a call as with the older ioctls
 ends, however that happens, reads of the device fail from then on.
 """
 
-import fcntl
 import os
 import socket
 import struct
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from enum import IntEnum
 from pathlib import Path
 from typing import Final, Self
@@ -87,23 +86,13 @@ def attached(content: Content, sector: int) -> Iterator[tuple[Path, Server]]:
             # The kernel has its own hold on it: when ours is closed, the server sees the end.
             theirs.close()
         device = Path(f"/dev/nbd{index}")
-        with ExitStack() as stack:
-            # In this order: who looks at a device that just went would see errors.
-            stack.enter_context(_left_alone(device))
-            stack.callback(_disconnect, family, index)
+        try:
             yield device, server
-
-
-@contextmanager
-def _left_alone(device: Path) -> Iterator[None]:
-    """Keep udev from looking at a device for a while: it heeds this lock."""
-    descriptor = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    finally:
-        os.close(descriptor)
+        finally:
+            # udev looks at what was written to; were it gone then, the kernel would tell of errors.
+            with suppress(ProgramError):
+                process.run("udevadm", "settle", "--timeout=10")
+            _disconnect(family, index)
 
 
 def _disconnect(family: int, index: int) -> None:
