@@ -16,6 +16,38 @@ class TargetKind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """Where a volume comes that is not where it was, or not as long.
+
+    Attributes:
+        volume: its id.
+        content: what it holds, in words.
+        saved_offset: first byte on the saved disk.
+        saved_length: bytes there.
+        offset: first byte on the target.
+        length: bytes there.
+    """
+
+    volume: str
+    content: str
+    saved_offset: int
+    saved_length: int
+    offset: int
+    length: int
+
+    def describe(self) -> str:
+        """Say what differs."""
+        parts = []
+        if self.length != self.saved_length:
+            verb = "shrinks" if self.length < self.saved_length else "grows"
+            sizes = f"{format_size(self.saved_length)} to {format_size(self.length)}"
+            parts.append(f"{verb} from {sizes} ({self.length} bytes)")
+        if self.offset != self.saved_offset:
+            parts.append(f"moves from byte {self.saved_offset} to byte {self.offset}")
+        return f"{self.volume} ({self.content}) {' and '.join(parts)}"
+
+
+@dataclass(frozen=True, slots=True)
 class Target:
     """A disk or file that is rewritten.
 
@@ -24,7 +56,7 @@ class Target:
         path: device or file.
         kind: what it is.
         size: bytes.
-        saved_size: bytes of the saved disk; at most `size`.
+        saved_size: bytes of the saved disk; at most `size`, unless the disk is fitted.
         logical_sector: bytes.
         model: or None.
         serial: or None.
@@ -33,6 +65,7 @@ class Target:
         wwn: or None.
         layers: what the saved disk carries between partitions and filesystems, in words.
         foreign: what it holds, in words, where that is not of this machine (`restore.foreign`).
+        places: what of the saved disk comes elsewhere, or with another length (`restore.fit`).
     """
 
     disk: str
@@ -48,6 +81,7 @@ class Target:
     wwn: str | None = None
     layers: tuple[str, ...] = ()
     foreign: tuple[str, ...] = ()
+    places: tuple[Place, ...] = ()
 
     def describe(self) -> str:
         """Say which disk this is, so that a person can find it in the rack."""

@@ -1,0 +1,77 @@
+"""How small a saved filesystem may be made: what it uses, and room to move that.
+
+The bound is a promise to whoever shrinks: with that many bytes it succeeds. What is used is what the
+map of the image has, data and zeros. It holds the metadata of the whole filesystem, of which a
+smaller one needs less, and its journal. On top come:
+
+- a twentieth of what is used: trees of extents grow when files are cut into more pieces, and what is
+  moved is never packed without a gap;
+- a two-hundredth of the saved size: resize2fs itself reserves a five-hundredth of what is taken away
+  for trees of extents; ntfsresize and btrfs ask for less;
+- 32 MiB: inode tables of a group of groups (ext4), the MFT's next piece (NTFS);
+- btrfs: three of its largest chunks, since it moves chunk by chunk, each into a new one;
+- ext: as many groups of blocks as the inodes in use need, since their number goes with the size.
+
+Where the map is that of an unknown or unclean filesystem, all of it is used, and nothing can go.
+"""
+
+import struct
+from typing import Final
+
+from imager.layout.disk import Volume
+from imager.units import GIB, KIB, MIB, round_up
+from restore.runs import Image, each_part
+from restore.saved_volume import SavedVolume
+
+LEAST_SWAP: Final = 256 * MIB
+
+_SUPERBLOCK: Final = 1024  # where it begins in a volume of ext, and its size
+
+_EXT: Final = frozenset({"ext2", "ext3", "ext4"})
+_MAGIC: Final = 0xEF53
+_META_BG: Final = 0x10
+_NEVER: Final = 1 << 62  # larger than anything
+_SLACK: Final = 32 * MIB
+_BTRFS_SLACK: Final = 256 * MIB
+
+
+def least_size(image: Image, volume: Volume) -> int:
+    """Return a length in bytes that a volume can be shrunk to; its own where nothing can go.
+
+    Args:
+        image: its map of the volume is read, and of ext the superblock.
+        volume: a filesystem that can be shrunk, or swap.
+
+    Raises:
+        ObjectDamaged, ObjectMissing: the repository can't give what the image names.
+        LinkError: it can't be reached.
+    """
+    kind = volume.filesystem.type if volume.filesystem is not None else ""
+    if kind == "swap":
+        return min(volume.length, LEAST_SWAP)
+    used = sum(runs.data + int(runs.zeros[:, 1].sum()) for runs in each_part(image, volume))
+    least = used + used // 20 + volume.length // 200 + _SLACK
+    if kind == "btrfs":
+        least += 3 * min(GIB, volume.length // 10) + _BTRFS_SLACK
+    if kind in _EXT:
+        superblock = SavedVolume(image, volume.id).read(_SUPERBLOCK, _SUPERBLOCK)
+        least = max(least, _room_for_inodes(superblock))
+    return min(volume.length, round_up(least, MIB))
+
+
+def _room_for_inodes(superblock: bytearray) -> int:
+    """Return how large an ext filesystem is whose groups have the inodes in use, and a few more.
+
+    One that can't be understood, or that has its journal on another device, can't be made smaller.
+    """
+    inodes, _, _, _, free_inodes, _, shift = struct.unpack_from("<7I", superblock)
+    blocks_per_group, _, inodes_per_group = struct.unpack_from("<3I", superblock, 32)
+    (magic,) = struct.unpack_from("<H", superblock, 56)
+    (incompatible,) = struct.unpack_from("<I", superblock, 96)
+    (journal_device,) = struct.unpack_from("<I", superblock, 228)
+    is_sound = magic == _MAGIC and shift <= 6 and blocks_per_group and inodes_per_group
+    if not is_sound or journal_device or incompatible & _META_BG:
+        return _NEVER
+    used = (inodes - free_inodes) * 21 // 20
+    groups = -(-used // inodes_per_group)
+    return int(groups * blocks_per_group * (KIB << shift))
