@@ -296,11 +296,12 @@ class TargetError(RemetalError):
 
 
 class TargetTooSmall(TargetError):
-    """The saved disk does not fit."""
+    """The saved disk does not fit; `would_fit` says that its data would, if that was asked for."""
 
     id = "target-too-small"
     exit_code = 41
     default_hint = "Use a disk at least as large as the saved one; nothing was written."
+    would_fit = False
 
 
 class TargetInUse(TargetError):

@@ -21,6 +21,9 @@ class Wishes:
         boot_repair: give the restored system the drivers of the machine that this runs on.
         log_to_esp: leave the log on the restored machine.
         leave_out: ids or serials of saved disks that are not restored.
+        fit: shrink what has room where a target is smaller than the saved disk (`restore.fit`).
+        grow: id of a volume that takes the free space behind it on a larger disk; "last" is the last
+            one of each larger disk; None: nothing grows.
     """
 
     verify_written: bool = False
@@ -30,6 +33,8 @@ class Wishes:
     boot_repair: bool = False
     log_to_esp: bool = False
     leave_out: tuple[str, ...] = ()
+    fit: bool = False
+    grow: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

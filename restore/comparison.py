@@ -263,7 +263,7 @@ class _Comparison:
         return _in_threads(self._work(tolerant=tolerant))
 
     def _work(self, *, tolerant: bool) -> Iterator[_Work]:
-        for runs in each_part(self._image, self._volume):
+        for runs in each_part(self._image, self._volume, self._step.length):
             differs = np.zeros(len(runs.data_offsets), dtype=np.bool_)
             self.differs.append(differs)
             if isinstance(self._step, CompareVolume):
@@ -271,8 +271,12 @@ class _Comparison:
             data = _Data(runs.data_offsets, runs.data_lengths, runs.data_ids)
             compare = partial(self._reader.data, data, differs, tolerant)
             ends = runs.data_offsets + runs.data_lengths
-            for segment in side_by_side(runs.data_offsets, ends, _SEGMENT):
+            whole = len(ends) - bool(runs.cut)
+            for segment in side_by_side(runs.data_offsets[:whole], ends[:whole], _SEGMENT):
                 yield compare, *segment
+            if runs.cut:
+                cut = partial(self._reader.beginning, runs.data_ids[-1].tobytes())
+                yield cut, int(runs.data_offsets[-1]), int(runs.data_lengths[-1])
             clear = partial(self._reader.zeros, tolerant)
             yield from ((clear, *piece) for piece in _pieces(runs))
 
@@ -326,6 +330,15 @@ class _Reader:
                     differs[start + number] = True
                     found.append((offset, length))
         return _Piece(total, tuple(found))
+
+    def beginning(self, identity: bytes, offset: int, length: int) -> _Piece:
+        """Compare a range with the first bytes of a chunk, of which its id says nothing.
+
+        For a thread, and for what was written: what can't be read is an error.
+        """
+        view = self._read(offset, length)
+        is_same = view == self._image.chunks([identity])[identity][:length]
+        return _Piece(length, () if is_same else ((offset, length),))
 
     def zeros(self, tolerant: bool, offset: int, length: int) -> _Piece:
         """Compare a range that must be zero; for a thread."""

@@ -30,10 +30,19 @@ from restore.comparison import (
     verify_volume,
 )
 from restore.device import OpenTarget, make_file
+from restore.fit_steps import (
+    CorrectBootSector,
+    GrowFilesystem,
+    RemakeSwap,
+    ShrinkFilesystem,
+    WriteTable,
+)
 from restore.journal import Journal
 from restore.plan import Plan
+from restore.recreate import filesystem
+from restore.recreate.boot_sector import correct_boot_sector
 from restore.recreate.mdraid import keep_members, relocate_superblock
-from restore.recreate.partition_table import check_table, relocate_backup_gpt
+from restore.recreate.partition_table import check_table, relocate_backup_gpt, write_table
 from restore.runs import Image, Runs
 from restore.steps import (
     BeginJournal,
@@ -114,10 +123,13 @@ def execute(
     Raises:
         WriteFailed, VerificationFailed: with target and place.
         TargetInUse, TargetError: a target changed since the plan was made.
+        TargetTooSmall, TargetError: a filesystem's own program will not shrink it that far. It is
+            asked before anything is written.
         ObjectDamaged, ObjectMissing: the repository can't give what the image names.
     """
     disk_steps = [step for step in plan.steps if not isinstance(step, _BOOT_STEPS)]
     boot_steps = [step for step in plan.steps if isinstance(step, _BOOT_STEPS)]
+    _check_shrinkable(disk_steps, image, record)
     made: list[Target] = []
     run: _Run | None = None
     try:
@@ -145,6 +157,15 @@ def execute(
         started = time.monotonic()
         notes, subject = _run_boot_step(step, log)
         record(Outcome(step.name, subject, time.monotonic() - started, notes=notes))
+
+
+def _check_shrinkable(steps: Sequence[Step], image: Image, record: Record) -> None:
+    """Ask the programs that will shrink filesystems, before anything is written."""
+    for step in steps:
+        if isinstance(step, ShrinkFilesystem):
+            started = time.monotonic()
+            filesystem.check_shrinkable(step, image)
+            record(Outcome("check-shrink", step.volume, time.monotonic() - started))
 
 
 def _same_pass(step: Step) -> tuple[Any, ...]:
@@ -293,15 +314,53 @@ class _Run:
                 count, notes = self._erase(step)
             case DiscardDisk(target, offset, length):
                 notes = self._opened[target].discard(offset, length)
-            case RelocateBackupGpt(target):
-                relocate_backup_gpt(self._opened[target])
             case RelocateMdSuperblock(target) | KeepMembers(target):
                 _change_superblock(self._opened[target], step)
-            case RereadTable(target):
-                notes = self._opened[target].reread_table()
-            case CheckTable(target, table):
-                check_table(self._opened[target], table)
+            case ShrinkFilesystem() | RemakeSwap() | CorrectBootSector():
+                return step.volume, 0, self._change_content(step)
+            case GrowFilesystem():
+                return step.volume, 0, filesystem.grow(step, self._opened[step.target])
+            case (
+                WriteTable(target)
+                | RelocateBackupGpt(target)
+                | RereadTable(target)
+                | CheckTable(target)
+            ):
+                notes = self._table_step(step)
         return str(target.path), count, notes
+
+    def _table_step(
+        self,
+        step: WriteTable | RelocateBackupGpt | RereadTable | CheckTable,
+    ) -> tuple[str, ...]:
+        """Deal with what says how a disk is cut; return notes."""
+        opened = self._opened[step.target]
+        match step:
+            case WriteTable():
+                write_table(opened, step)
+            case RelocateBackupGpt():
+                relocate_backup_gpt(opened)
+            case RereadTable():
+                return opened.reread_table()
+            case CheckTable(table=table):
+                check_table(opened, table)
+        return ()
+
+    def _change_content(
+        self, step: ShrinkFilesystem | RemakeSwap | CorrectBootSector
+    ) -> tuple[str, ...]:
+        """Change what was written; from then on no note of it holds."""
+        if self._journal is not None:
+            self._journal.erase()
+            self._leave_journal()
+        opened = self._opened[step.target]
+        match step:
+            case ShrinkFilesystem():
+                return filesystem.shrink(step, self._image, opened)
+            case RemakeSwap():
+                return filesystem.remake_swap(step, opened)
+            case CorrectBootSector():
+                return correct_boot_sector(step, opened)
 
     def _erase(
         self, step: WipeSignatures | InvalidateEnds | ClearOutside

@@ -17,6 +17,8 @@ class ShrinkFilesystem:
 
     It comes when all content is written, verified if that was asked for, and flushed, and before
     tables and boot areas: bytes 0 to `length` of the saved volume are on the target from `offset`.
+    `length` is at least what `restore.least_size` says. Of ext4 that is less than resize2fs itself
+    estimates (-P), which counts groups of blocks twice: it needs its -f.
 
     Attributes:
         target: the disk.
@@ -116,11 +118,15 @@ class WriteTable:
     Attributes:
         target: the disk.
         table: what is written.
+        first_usable: of a GPT, its first usable sector.
+        entries: of a GPT, how many it has room for.
     """
 
     name: ClassVar[str] = "write-table"
     target: Target
     table: PartitionTable
+    first_usable: int | None = None
+    entries: int | None = None
 
     def describe(self) -> str:
         """Say what happens."""
@@ -131,4 +137,35 @@ class WriteTable:
         return (
             f"{self.target.path}: write the {self.table.kind.upper()} {self.table.id} for this disk's "
             f"size: partitions {places}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class CorrectBootSector:
+    """Let the boot sector of a FAT or NTFS that moved say where it begins ("hidden sectors").
+
+    Boot code in it counts from there. It is left alone where it said anything else before.
+
+    Attributes:
+        target: the disk.
+        volume: id of the volume.
+        filesystem: as libblkid calls it: "vfat" or "ntfs".
+        saved_offset: first byte on the saved disk.
+        offset: first byte on the target.
+        length: bytes there.
+    """
+
+    name: ClassVar[str] = "correct-boot-sector"
+    target: Target
+    volume: str
+    filesystem: str
+    saved_offset: int
+    offset: int
+    length: int
+
+    def describe(self) -> str:
+        """Say what happens."""
+        return (
+            f"{self.target.path}: let the boot sector of {self.volume} ({self.filesystem}), if it "
+            f"says that it begins at byte {self.saved_offset}, say {self.offset}"
         )

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Collection, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from restore import targets, without
 from restore.boot_code import disks_with_boot_code
 from restore.circumstances import Wishes
 from restore.execute import Outcome, execute
+from restore.fit_planner import Fitter
 from restore.log import RestoreLog
 from restore.match import match, resolve
 from restore.plan import Plan
@@ -61,7 +63,8 @@ def prepare(
     machine = opened.machine
     left_out = resolve(machine, wishes.leave_out, mapping)
     less = without.judge(machine, left_out, disks_with_boot_code(opened) if left_out else ())
-    seen = targets.survey(repository.backend.folders, mapping)
+    fitter = Fitter(opened, wishes)
+    seen = replace(targets.survey(repository.backend.folders, mapping), room=fitter.problem)
     found = match(machine, seen, left_out, partial(_advise, opened, left_out))
     subject = Subject(
         repository=repository.id.hex(),

@@ -77,6 +77,19 @@ class Match:
     is_new: bool = False
 
 
+def too_small(saved: Disk, disk: BlockDisk) -> TargetTooSmall | None:
+    """Return why a disk has no room for a saved disk as it was; None if it has."""
+    missing = saved.identity.size - disk.identity.size
+    if missing <= 0:
+        return None
+    name = describe(disk.path, disk.identity)
+    return TargetTooSmall(f"{name} is {missing} bytes too small for {_describe_saved(saved)}")
+
+
+Room = Callable[[Disk, BlockDisk], RemetalError | None]
+"""Takes a saved disk and a target; returns why it has no room, or None."""
+
+
 @dataclass(frozen=True, slots=True)
 class Survey:
     """What `match` decides on.
@@ -86,11 +99,13 @@ class Survey:
         named: what the values of `--map` are, by the saved disk's id or serial.
         forbidden: devices and files that may not be written, each with the reason, such as
             "holds the repository".
+        room: says whether a disk is large enough; by default for a saved disk as it was.
     """
 
     disks: tuple[BlockDisk, ...]
     named: Mapping[str, BlockDisk | NewFile]
     forbidden: Mapping[Path, str]
+    room: Room = too_small
 
 
 Advise = Callable[[Collection[str]], str]
@@ -278,7 +293,7 @@ def _match_identity(
 
 def _match_size(machine: Machine, survey: Survey, found: dict[str, Match], advise: Advise) -> None:
     """Match what has no known identity here; only where there is exactly one way to do it."""
-    for rule in (_same_size, _large_enough):
+    for basis, rule in ((Basis.SIZE, _same_size), (Basis.ONLY_ONE, _any_size)):
         rest = [disk for disk in machine.disks if disk.id not in found]
         taken = _taken(found)
         free = [disk for disk in survey.disks if disk.path not in taken]
@@ -288,7 +303,6 @@ def _match_size(machine: Machine, survey: Survey, found: dict[str, Match], advis
             ]
             for saved in rest
         }
-        basis = Basis.SIZE if rule is _same_size else Basis.ONLY_ONE
         for saved in rest:
             fitting = choices[saved.id]
             if len(fitting) > 1:
@@ -309,8 +323,8 @@ def _same_size(saved: Disk, disk: BlockDisk) -> bool:
     return saved.identity.size == disk.identity.size
 
 
-def _large_enough(saved: Disk, disk: BlockDisk) -> bool:
-    return saved.identity.size <= disk.identity.size
+def _any_size(_saved: Disk, _disk: BlockDisk) -> bool:
+    return True  # one without room is unfit
 
 
 def _taken(found: Mapping[str, Match]) -> frozenset[Path]:
@@ -345,7 +359,7 @@ def _take(choice: Match, survey: Survey, found: dict[str, Match], advise: Advise
                 f"{choice.target.path} is meant for both {other.saved.id} and {choice.saved.id}",
                 hint="Give each saved disk a disk of its own; nothing was written.",
             )
-    problem = _forbidden(choice.target, survey) or _unusable(choice.saved, choice.target)
+    problem = _forbidden(choice.target, survey) or _unusable(choice.saved, choice.target, survey)
     if isinstance(problem, TargetTooSmall):
         raise _with_advice(problem, [choice.saved.id], advise)
     if problem is not None:
@@ -360,7 +374,7 @@ def _forbidden(disk: BlockDisk, survey: Survey) -> RemetalError | None:
     return ForbiddenTarget(f"{describe(disk.path, disk.identity)} {reason}")
 
 
-def _unusable(saved: Disk, disk: BlockDisk) -> RemetalError | None:
+def _unusable(saved: Disk, disk: BlockDisk, survey: Survey) -> RemetalError | None:
     """Return why a disk that is meant can't take a saved disk."""
     name = describe(disk.path, disk.identity)
     if disk.usage:
@@ -376,10 +390,7 @@ def _unusable(saved: Disk, disk: BlockDisk) -> RemetalError | None:
             hint="Its partition table would mean other places there. Choose a disk with the "
             "same logical sector size; some drives can be switched with `nvme format`.",
         )
-    missing = saved.identity.size - disk.identity.size
-    if missing > 0:
-        return TargetTooSmall(f"{name} is {missing} bytes too small for {_describe_saved(saved)}")
-    return None
+    return survey.room(saved, disk)
 
 
 def _unfit(saved: Disk, disk: BlockDisk, survey: Survey) -> RemetalError | None:
@@ -389,7 +400,7 @@ def _unfit(saved: Disk, disk: BlockDisk, survey: Survey) -> RemetalError | None:
             f"{describe(disk.path, disk.identity)} is removable, and the saved disk was not",
             hint=f"If it is really meant: --map {saved.id}={disk.path}",
         )
-    return _forbidden(disk, survey) or _unusable(saved, disk)
+    return _forbidden(disk, survey) or _unusable(saved, disk, survey)
 
 
 def _is_removable(disk: BlockDisk) -> bool:
@@ -419,4 +430,9 @@ def _no_target(saved: Disk, survey: Survey, taken: frozenset[Path]) -> RemetalEr
     text = f"no disk here can take {_describe_saved(saved)}"
     if reasons:
         text += ": " + "; ".join(reason.message for reason in reasons)
+    for reason in reasons:
+        if isinstance(reason, TargetTooSmall) and reason.would_fit:
+            error = TargetTooSmall(text, hint=reason.hint)
+            error.would_fit = True
+            return error
     return NoTarget(text)

@@ -7,6 +7,7 @@ The order of a plan is part of its promise: the old table goes first, then conte
 verified, and boot areas and tables come last, so that an interrupted restore never looks finished.
 Where only differences are written, all is compared before; if there are none, the table stays.
 A plan that goes on where an interrupted restore stood erases nothing; it is the same otherwise.
+Where a disk is fitted, filesystems shrink when all content is there, and grow when the table is.
 """
 
 import dataclasses
@@ -74,6 +75,11 @@ class Plan:
         """The step that goes on where an interrupted restore stood, if this does."""
         return next((step for step in self.steps if isinstance(step, Resume)), None)
 
+    @property
+    def is_fitted(self) -> bool:
+        """Whether a disk comes back with other places or lengths than it was saved with."""
+        return any(target.places or target.size < target.saved_size for target in self.targets)
+
     def lines(self) -> tuple[str, ...]:
         """Return the plan for people: what `--dry-run`, the log and the rescue console show."""
         return tuple(self._lines())
@@ -91,6 +97,7 @@ class Plan:
                 for step in self.steps
             ],
             "notes": list(self.notes),
+            "fitted": self.is_fitted,
             "resumes": self.resume is not None,
             "there_bytes": self.resume.there if self.resume else 0,
             "data_bytes": self.data,
@@ -111,6 +118,8 @@ class Plan:
             yield from _wrap(f"takes {target.saved}", "    ", "      ")
             for layer in target.layers:
                 yield from _wrap(f"with {layer}", "    ", "      ")
+            for place in target.places:
+                yield from _wrap(place.describe(), "    ", "      ")
             yield from _wrap(f"chosen because: {target.basis}", "    ", "      ")
         yield ""
         yield "Steps:"

@@ -1,6 +1,7 @@
 """Machine + matched disks + maps of the image → `Plan`. Decides everything, writes nothing."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Final
@@ -15,6 +16,8 @@ from imager.units import MIB
 from restore import foreign, marks, resumption
 from restore.boot_planner import plan_boot
 from restore.circumstances import Surroundings, Wishes
+from restore.fit import Fitted
+from restore.fit_planner import FittedDisk, Fitter, check_wishes, with_places
 from restore.match import Match, describe
 from restore.plan import Plan
 from restore.resumption import Way
@@ -73,7 +76,7 @@ def make_plan(
     """Return the plan that turns the matched disks into the machine of the image.
 
     Args:
-        image: the opened image; its maps are read, its chunks are not.
+        image: the opened image; its maps are read, and of disks that are fitted a few chunks.
         matches: a target for every disk of the machine that is not left out.
         subject: what the image is.
         wishes: what was asked for.
@@ -82,19 +85,31 @@ def make_plan(
 
     Raises:
         ObjectDamaged: the layout contradicts itself.
-        TargetError: the backup GPT can't be moved on this target.
+        TargetError: a disk can't be fitted, or the backup GPT can't be moved on this target.
+        TargetTooSmall: the data does not fit.
+        UsageError: what shall grow is not in the image.
     """
-    machine = image.machine
-    strange = _foreign(machine, surroundings, subject)
+    saved = image.machine
+    for match in matches:
+        _check_layout(match.saved)
+    fitted = _fit(image, matches, wishes)
+    disks = [fits.disk for fits in fitted]
+    machine = with_places(saved, disks)
+    strange = _foreign(saved, surroundings, subject)
     targets = {
-        match.saved.id: _target(match, machine.layers, strange.get(match.saved.id, ()))
-        for match in matches
+        match.saved.id: replace(
+            _target(match, saved.layers, strange.get(match.saved.id, ())), places=fits.places
+        )
+        for match, fits in zip(matches, fitted, strict=True)
     }
+    otherwise = [
+        FittedDisk(image, match.saved, fits, targets[match.saved.id])
+        for match, fits in zip(matches, fitted, strict=True)
+        if fits.disk != match.saved
+    ]
     writes: list[WriteVolume] = []
     steps: list[Step] = []
-    disks = [match.saved for match in matches]
     for disk in disks:
-        _check_layout(disk)
         target = targets[disk.id]
         compares = wishes.delta and target.kind is not TargetKind.NEW_FILE
         mine = [_write(image, target, volume, compares) for volume in disk.volumes]
@@ -122,8 +137,19 @@ def make_plan(
                 )
                 for write in group
             )
+        if phase is Phase.CONTENT:
+            steps.extend(step for each in otherwise for step in each.after_content())
+    new_tables = {each.saved.id: each.table_step() for each in otherwise}
     for disk in disks:
-        steps.extend(_finish_table(disk, targets[disk.id], machine.layers, without))
+        new_table = new_tables.get(disk.id)
+        if new_table is not None:
+            steps.append(new_table)
+        steps.extend(
+            _finish_table(
+                disk, targets[disk.id], machine.layers, without, is_new=new_table is not None
+            )
+        )
+    steps.extend(step for each in otherwise for step in each.after_table())
     boot_steps, notes = plan_boot(machine, targets, wishes, surroundings)
     return Plan(
         machine=machine.name,
@@ -136,12 +162,28 @@ def make_plan(
             *_without_notes(without),
             *decision.notes,
             *_delta_notes(targets.values(), wishes),
+            *(note for each in otherwise for note in each.notes()),
             *surroundings.twins,
             *(f"{sentence}: it is not in this image." for sentence in machine.layers.lacking()),
             *notes,
         ),
         left_out=tuple(disk.id for disk in without.disks),
     )
+
+
+def _fit(image: Image, matches: Sequence[Match], wishes: Wishes) -> list[Fitted]:
+    """Return how each saved disk comes on its target."""
+    check_wishes(image.machine, wishes)
+    fitter = Fitter(image, wishes)
+    fitted = [fitter.fitted(match.saved, match.target.identity.size) for match in matches]
+    if wishes.delta and any(
+        fits.disk != match.saved for match, fits in zip(matches, fitted, strict=True)
+    ):
+        raise TargetError(
+            "--delta compares with the saved disk, byte by byte, and this one is fitted",
+            hint="Restore without --delta; nothing was written.",
+        )
+    return fitted
 
 
 def _way(wishes: Wishes) -> Way:
@@ -205,8 +247,10 @@ def _check_layout(disk: Disk) -> None:
 
 
 def _write(image: Image, target: Target, volume: Volume, only_differences: bool) -> WriteVolume:
+    """Return the step that writes a volume as it comes on the target."""
+    saved = next(each for _, each in image.machine.volumes() if each.id == volume.id)
     data, zeros, cleared = 0, 0, 0
-    for runs in each_part(image, volume):
+    for runs in each_part(image, saved, volume.length):
         data += runs.data
         zeros += int(runs.zeros[:, 1].sum())
         cleared += int(runs.cleared[:, 1].sum())
@@ -223,6 +267,7 @@ def _write(image: Image, target: Target, volume: Volume, only_differences: bool)
         zeros=zeros,
         cleared=cleared,
         only_differences=only_differences,
+        is_shortened=volume.length < saved.length,
     )
 
 
@@ -301,9 +346,11 @@ def _without_notes(without: Without) -> Iterator[str]:
     yield from without.changes
 
 
-def _finish_table(disk: Disk, target: Target, layers: Layers, without: Without) -> Iterator[Step]:
+def _finish_table(
+    disk: Disk, target: Target, layers: Layers, without: Without, *, is_new: bool
+) -> Iterator[Step]:
     # A table within a mirror of md ends with the array, which does not grow with the disk.
-    is_own = layers.array_of(disk.id) is None
+    is_own = layers.array_of(disk.id) is None and not is_new
     if is_own and disk.table is not None and disk.table.kind is TableKind.GPT:
         larger = target.size > target.saved_size
         if larger and target.kind is not TargetKind.DEVICE and target.logical_sector != 512:

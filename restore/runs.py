@@ -29,6 +29,10 @@ EDGE: Final = 8 * MIB
 
 _PART: Final = 1 << 16  # runs that are taken apart at once, at least
 
+# Ids of runs that no chunk has.
+_ZERO: Final = bytes(32)
+_FREE: Final = b"\xff" * 32
+
 Offsets = NDArray[np.uint64]
 
 
@@ -71,6 +75,8 @@ class Runs:
         data_ids: as four 64-bit words each; shape (n, 4).
         zeros: (offset, length) of ranges that must read as zeros; shape (m, 2).
         cleared: (offset, length) of free ranges near the ends, zeroed as well; shape (k, 2).
+        cut: bytes of the last run from the image that lie behind the end, where a volume is not
+            taken whole; they are not among its `data_lengths`, and its id is that of all of it.
     """
 
     start: int
@@ -81,6 +87,7 @@ class Runs:
     data_ids: Offsets
     zeros: Offsets
     cleared: Offsets
+    cut: int = 0
 
     @property
     def data(self) -> int:
@@ -120,43 +127,84 @@ class Runs:
         )
 
 
-def each_part(image: Image, volume: Volume) -> Iterator[Runs]:
+def each_part(image: Image, volume: Volume, length: int | None = None) -> Iterator[Runs]:
     """Yield what to do with each byte of a volume, for some ten thousand runs at a time.
+
+    Args:
+        image: knows the map.
+        volume: as it was saved.
+        length: bytes that it has where it is restored, if it is fitted: of a smaller one only what
+            lies before its end is told, and of a larger one the rest is free.
 
     Raises:
         ObjectDamaged: the runs do not add up to the volume.
     """
+    size = volume.length if length is None else length
     start, first = 0, 0
-    for runs in _joined(image.map_parts(volume.id)):
-        part = _take_apart(runs, start, first, volume)
+    for runs, cut in _joined(_fitted(image.map_parts(volume.id), volume, size)):
+        part = replace(_take_apart(runs, start, first, volume, size), cut=cut)
         start, first = part.end, first + len(part.data_offsets)
         yield part
-    if start != volume.length:
-        raise ObjectDamaged(f"the map of {volume.id} does not cover its {volume.length} bytes")
+    if start != size:
+        raise _not_covered(volume)
 
 
-def _joined(parts: Iterator[NDArray[np.void]]) -> Iterator[NDArray[np.void]]:
+def _not_covered(volume: Volume) -> ObjectDamaged:
+    return ObjectDamaged(f"the map of {volume.id} does not cover its {volume.length} bytes")
+
+
+def _fitted(
+    parts: Iterator[NDArray[np.void]], volume: Volume, size: int
+) -> Iterator[tuple[NDArray[np.void], int]]:
+    """Yield the runs of a volume up to another end; with the last one, what is cut off its data."""
+    position = 0
+    for part in parts:
+        end = position + int(part["length"].sum(dtype=np.uint64))
+        if end > size and size < volume.length:
+            yield _cut(part, size - position)
+            return
+        yield part, 0
+        position = end
+    if position == volume.length < size:
+        yield np.array([(size - position, _FREE)], dtype=RUN), 0
+
+
+def _cut(runs: NDArray[np.void], size: int) -> tuple[NDArray[np.void], int]:
+    """Return the runs that begin before an end, the last one cut there, and what is cut off data."""
+    ends = np.cumsum(runs["length"], dtype=np.uint64)
+    last = int(np.searchsorted(ends, np.uint64(size)))
+    kept = runs[: last + 1].copy()
+    over = int(ends[last]) - size
+    kept["length"][last] -= np.uint64(over)
+    is_data = kept["id"][last].tobytes() not in {_ZERO, _FREE}
+    return kept, over if is_data else 0
+
+
+def _joined(
+    parts: Iterator[tuple[NDArray[np.void], int]],
+) -> Iterator[tuple[NDArray[np.void], int]]:
     """Yield larger parts: working on arrays pays with long ones."""
     held: list[NDArray[np.void]] = []
-    for part in parts:
+    cut = 0
+    for part, cut in parts:
         held.append(part)
         if sum(map(len, held)) >= _PART:
-            yield np.concatenate(held)
+            yield np.concatenate(held), cut
             held = []
     if held:
-        yield np.concatenate(held)
+        yield np.concatenate(held), cut
 
 
-def _take_apart(runs: NDArray[np.void], start: int, first: int, volume: Volume) -> Runs:
+def _take_apart(runs: NDArray[np.void], start: int, first: int, volume: Volume, size: int) -> Runs:
     lengths = np.ascontiguousarray(runs["length"]).astype(np.uint64)
     # Summed as Python integers would be slow; in floats first, so that no overflow goes unseen.
     if float(lengths.sum(dtype=np.float64)) > 2.0**62:
-        raise ObjectDamaged(f"the map of {volume.id} does not cover its {volume.length} bytes")
+        raise _not_covered(volume)
     words = np.ascontiguousarray(runs["id"]).view("<u8").reshape(-1, 4)
     offsets = np.cumsum(lengths, dtype=np.uint64) - lengths + np.uint64(start)
     end = start + int(lengths.sum())
-    if end > volume.length:
-        raise ObjectDamaged(f"the map of {volume.id} does not cover its {volume.length} bytes")
+    if end > size:
+        raise _not_covered(volume)
     zero = (words == 0).all(axis=1)
     free = (words == np.uint64(2**64 - 1)).all(axis=1)
     data = ~(zero | free)
@@ -168,7 +216,7 @@ def _take_apart(runs: NDArray[np.void], start: int, first: int, volume: Volume) 
         data_lengths=lengths[data],
         data_ids=words[data],
         zeros=np.stack([offsets[zero], lengths[zero]], axis=1),
-        cleared=_near_ends(offsets[free], lengths[free], volume.length),
+        cleared=_near_ends(offsets[free], lengths[free], size),
     )
 
 

@@ -14,6 +14,13 @@ from imager.layout.partition_table import PartitionTable
 from imager.probe.mdraid_superblock import SUPERBLOCK_SIZE, superblock_places
 from imager.units import format_size
 from restore.boot_steps import EnsureFallbackLoader, LogToEsp, RepairInitramfs, SetBootEntries
+from restore.fit_steps import (
+    CorrectBootSector,
+    GrowFilesystem,
+    RemakeSwap,
+    ShrinkFilesystem,
+    WriteTable,
+)
 from restore.target import Target
 
 
@@ -271,6 +278,7 @@ class WriteVolume:
         cleared: bytes of free space near the ends that are zeroed, so that no old signature
             there is taken for this volume's.
         only_differences: write only what was found to differ.
+        is_shortened: the saved volume is longer, and only its first `length` bytes are written.
     """
 
     name: ClassVar[str] = "write"
@@ -285,6 +293,7 @@ class WriteVolume:
     zeros: int
     cleared: int
     only_differences: bool = False
+    is_shortened: bool = False
 
     @property
     def written(self) -> int:
@@ -295,6 +304,8 @@ class WriteVolume:
         """Say what happens."""
         free = self.length - self.written
         what = "write what differs of" if self.only_differences else "write"
+        if self.is_shortened:
+            what += " the beginning of"
         return (
             f"{self.target.path}: {what} {self.volume} ({self.content}, "
             f"{format_size(self.length)}) to bytes "
@@ -425,21 +436,25 @@ class RereadTable:
 
 @dataclass(frozen=True, slots=True)
 class CheckTable:
-    """Read the partition table from the disk and compare it with the saved layout.
+    """Read the partition table from the disk and compare it with what must be there.
 
     Attributes:
         target: the disk.
-        table: what must be found.
+        table: what must be found: the saved one, or that of the fitted disk.
     """
 
     name: ClassVar[str] = "check-table"
     target: Target
     table: PartitionTable
 
+    @property
+    def _which(self) -> str:
+        return "new" if self.target.places else "saved"
+
     def describe(self) -> str:
         """Say what happens."""
         return (
-            f"{self.target.path}: check that it has the saved {self.table.kind.upper()} "
+            f"{self.target.path}: check that it has the {self._which} {self.table.kind.upper()} "
             f"{self.table.id} with {len(self.table.partitions)} partitions"
         )
 
@@ -456,6 +471,11 @@ Step = (
     | Resume
     | WriteVolume
     | VerifyVolume
+    | ShrinkFilesystem
+    | RemakeSwap
+    | CorrectBootSector
+    | WriteTable
+    | GrowFilesystem
     | RelocateBackupGpt
     | RelocateMdSuperblock
     | KeepMembers

@@ -47,6 +47,8 @@ class Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         verify_written: read back all that was written.
         delta: write only what differs from the image.
         anew: begin from the start, also where an interrupted restore could be resumed.
+        fit: shrink what has room where a disk is smaller than the saved one, as `--fit` does.
+        grow: a volume that takes what is free on a larger disk, as with `--grow`.
         at_end: what follows when all went well.
         maps: saved disk → target, as with `--map`; by default disks are recognised.
         leave_out: ids or serials of saved disks that are not restored, as with `--leave-out`.
@@ -72,6 +74,8 @@ class Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     verify_written: bool = False
     delta: bool = False
     anew: bool = False
+    fit: bool = False
+    grow: str | None = None
     at_end: AtEnd = AtEnd.POWEROFF
     maps: dict[str, str] = msgspec.field(default_factory=dict)
     leave_out: tuple[str, ...] = ()
@@ -163,6 +167,8 @@ def restore(out: Output, share: Path, medium: Medium, order: Order, log: Restore
         boot_repair=order.boot_repair,
         log_to_esp=order.log_to_esp,
         leave_out=order.leave_out,
+        fit=order.fit,
+        grow=order.grow,
     )
     mapping = {saved: Path(target) for saved, target in order.maps.items()}
     plan = job.prepare(repository, opened, mapping, wishes, log)

@@ -1,8 +1,8 @@
 """The order in which content is written: windows of a few hundred thousand runs, some 30 GiB.
 
-A window is the unit of memory and of progress. Windows follow from the maps of an image and the
-order of its volumes alone, so they are the same in every restore of it, and a count of them says
-what is there (`restore.journal`). Zeros belong to the part of a map they are in, and are written
+A window is the unit of memory and of progress. Windows follow from the maps of an image, the order
+of its volumes, and where a fitted one ends, so they are the same in every restore of it onto the
+same disks, and a count of them says what is there (`restore.journal`). Zeros belong to the part of a map they are in, and are written
 before its runs: whatever lies in a part that begins before the end of a window is zero by then.
 """
 
@@ -57,7 +57,7 @@ def parts_of(image: Image, steps: Sequence[WriteVolume]) -> Iterator[tuple[int, 
     """Yield what is to be written, part by part, with the number of the step."""
     volumes = {volume.id: volume for _, volume in image.machine.volumes()}
     for number, step in enumerate(steps):
-        for part in each_part(image, volumes[step.volume]):
+        for part in each_part(image, volumes[step.volume], step.length):
             yield number, part
 
 

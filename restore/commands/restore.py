@@ -74,6 +74,19 @@ CONFIRMATION = "overwrite"
     "resumed.",
 )
 @click.option(
+    "--fit",
+    is_flag=True,
+    help="Where a disk is smaller than the saved one, shrink swap and filesystems (ext2 to ext4, "
+    "btrfs, NTFS) that have room, and move what lies behind; the plan says what. Refused before "
+    "anything is written if the data does not fit.",
+)
+@click.option(
+    "--grow",
+    metavar="VOLUME",
+    help="On a larger disk let this volume (such as disk0/p2), or the `last` one of each disk, take "
+    "the space that is free, and its filesystem with it (ext2 to ext4, XFS, btrfs, NTFS, swap).",
+)
+@click.option(
     "--verify-written/--no-verify-written",
     default=False,
     show_default=True,
@@ -117,6 +130,8 @@ def restore(
     overwrite_serials: tuple[str, ...],
     delta: bool,
     anew: bool,
+    fit: bool,
+    grow: str | None,
     verify_written: bool,
     boot_entries: bool | None,
     boot_repair: bool | None,
@@ -131,7 +146,8 @@ def restore(
     IMAGE is `latest`, a machine's name (its newest image), or the beginning of an image's id.
     The plan is shown first; nothing is written before it is agreed to. Disks that are in use, that
     hold the repository, this system or the rescue medium, and disks that are too small are
-    refused.
+    refused. --fit brings a machine back on smaller ones, if its data fits; --grow uses the room of
+    a larger one. Where all disks are as large as the saved ones, --fit changes nothing.
 
     A disk is foreign when it is not recognised by WWN or serial and holds data that is not of the
     machine in IMAGE. The plan says what it holds, and its serial number has to be typed.
@@ -146,6 +162,7 @@ def restore(
       remetal restore /srv/images 4f2a --map disk0=/var/lib/vm/web1.raw
       remetal restore /srv/images web1 --delta --dry-run
       remetal restore /srv/images web1 --leave-out disk1
+      remetal restore /srv/images web1 --fit --dry-run
     """
     mapping = parse_map(maps)
     if out.as_json and not (dry_run or yes):
@@ -163,6 +180,8 @@ def restore(
         boot_repair=medium if boot_repair is None else boot_repair,
         log_to_esp=log_to_esp,
         leave_out=leave_out,
+        fit=fit,
+        grow=grow,
     )
     with log.watch():
         opened = job.open_saved(out, repository, image, unlocked, log)

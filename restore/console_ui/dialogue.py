@@ -13,7 +13,13 @@ from typing import Any, Final
 
 from imager import blockdev
 from imager.commands.secrets import ask_pages, load_recovery_key, remark_problems
-from imager.errors import RemetalError, SecretError, TargetError, UnsupportedFormat
+from imager.errors import (
+    RemetalError,
+    SecretError,
+    TargetError,
+    TargetTooSmall,
+    UnsupportedFormat,
+)
 from imager.layout.machine import Machine
 from imager.repository.backend.endpoint import is_remote
 from imager.repository.image import SealedImage
@@ -37,12 +43,15 @@ OVERWRITE: Final = "overwrite"
 _DISKS: Final = "disks"
 _ANEW: Final = "anew"
 _DRIVERS: Final = "drivers"
+_DELTA: Final = "delta"
+_FIT: Final = "fit"
 # What can be changed under a plan: field of `Wishes`, and what it means.
 _WISHES: Final = {
     "verify": ("verify_written", "read everything back afterwards"),
-    "delta": ("delta", "write only what differs on these disks"),
+    _DELTA: ("delta", "write only what differs on these disks"),
     _DRIVERS: ("boot_repair", "rebuild an initramfs that lacks drivers of these disks"),
     _ANEW: ("anew", "begin from the start, not where the last restore stopped"),
+    _FIT: ("fit", "shrink what has room, where a disk is smaller than the saved one"),
 }
 _LOOK: Final = "look"
 _LEAVE: Final = "leave"
@@ -195,7 +204,10 @@ class Dialogue:
                 plan = job.prepare(repository, opened, mapping, wishes, log)
             except TargetError as error:
                 self._explain(error)
-                mapping, wishes = self._choose_disks(opened.machine, wishes)
+                if isinstance(error, TargetTooSmall) and error.would_fit and self._may_shrink():
+                    wishes = replace(wishes, fit=True, delta=False)
+                else:
+                    mapping, wishes = self._choose_disks(opened.machine, wishes)
                 continue
             self._terminal.page(plan.lines())
             answer = self._ask_agreement(plan, wishes)
@@ -224,6 +236,15 @@ class Dialogue:
             f"Type {OVERWRITE} to start, {_DISKS} to choose other disks, "
             f"{', '.join(words[:-1])} or {words[-1]} to change that, {AGAIN}, {SHELL}"
         )
+
+    def _may_shrink(self) -> bool:
+        """Ask whether filesystems may be made smaller; the plan that follows says which."""
+        answer = self._terminal.choose(
+            "What now?",
+            [],
+            {_FIT: "shrink what has room, and see the plan", _DISKS: "choose other disks"},
+        )
+        return answer == _FIT
 
     def _ask_name(self, target: Target) -> None:
         """Have a foreign disk named.
@@ -299,6 +320,10 @@ def _changeable(plan: Plan, wishes: Wishes) -> list[str]:
     repairs = any(isinstance(step, RepairInitramfs) for step in plan.steps)
     if wishes.boot_repair and not repairs:
         means_nothing.add(_DRIVERS)
+    if not wishes.fit:
+        means_nothing.add(_FIT)  # it is offered where a disk is too small
+    if plan.is_fitted:
+        means_nothing.add(_DELTA)
     return [word for word in _WISHES if word not in means_nothing]
 
 

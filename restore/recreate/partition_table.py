@@ -1,20 +1,26 @@
 """What is left to do for a partition table when its bytes are on the target.
 
 They come with the boot areas and gaps, exactly as they were. What remains is the backup GPT of a
-larger disk, and to look whether everybody now sees the saved table.
+larger disk, the whole table of a disk that was fitted, and to look whether everybody now sees what
+is meant to be there.
 """
 
 from pathlib import Path
 
 from imager import process
 from imager.blockdev import open_disk
+from imager.direct_io import page_buffer
 from imager.errors import RemetalError, VerificationFailed
 from imager.layout.partition_table import PartitionTable, TableKind
 from imager.probe.partition_table import read_table
 from restore.device import OpenTarget
+from restore.fit_steps import WriteTable
 
 # Of a backup GPT: 128 entries of 128 bytes, and the header in one sector.
 _ENTRIES_SIZE = 128 * 128
+
+# Of an MBR: boot code, a disk signature, and then the four partitions.
+_ENTRIES = 446
 
 
 def relocate_backup_gpt(opened: OpenTarget) -> None:
@@ -44,6 +50,74 @@ def relocate_backup_gpt(opened: OpenTarget) -> None:
     opened.flush()
 
 
+def write_table(opened: OpenTarget, step: WriteTable) -> None:
+    """Write a table whose partitions have other places than the saved ones.
+
+    The boot area is on the target, with the saved table. sfdisk leaves the boot code in its first
+    sector alone. Whether the protective partition of a GPT is marked active, without which some
+    firmware does not start, is put back.
+
+    Raises:
+        ProgramError: sfdisk does not take the table.
+        WriteFailed, VerificationFailed: the target refused.
+    """
+    target = opened.target
+    opened.flush()
+    before = _first_sector(opened)
+    process.run(
+        "sfdisk",
+        "--no-reread",
+        "--no-tell-kernel",
+        "--wipe", "never",
+        "--wipe-partitions", "never",
+        target.path,
+        stdin=_script(step, target.logical_sector).encode(),
+    )  # fmt: skip
+    if step.table.kind is TableKind.GPT:
+        after = bytearray(_first_sector(opened))
+        after[_ENTRIES] = before[_ENTRIES]
+        opened.write(0, bytes(after))
+        opened.flush()
+
+
+def _first_sector(opened: OpenTarget) -> bytes:
+    opened.forget()
+    buffer = page_buffer(opened.target.logical_sector)
+    opened.read_into(0, buffer)
+    return bytes(buffer)
+
+
+def _script(step: WriteTable, sector: int) -> str:
+    """Return a table as sfdisk reads it."""
+    is_gpt = step.table.kind is TableKind.GPT
+    lines = [
+        "label: gpt" if is_gpt else "label: dos",
+        f"label-id: {step.table.id}" if is_gpt else f"label-id: 0x{step.table.id}",
+        "unit: sectors",
+    ]
+    if step.first_usable is not None:
+        lines.append(f"first-lba: {step.first_usable}")
+    if step.entries is not None:
+        lines.append(f"table-length: {step.entries}")
+    lines.append("")
+    for part in step.table.partitions:
+        fields = [
+            f"start={part.offset // sector}",
+            f"size={part.length // sector}",
+            f"type={part.type}",
+        ]
+        if part.uuid is not None:
+            fields.append(f"uuid={part.uuid}")
+        if part.name:
+            fields.append(f'name="{part.name}"')
+        if part.attributes:
+            fields.append(f'attrs="{part.attributes}"')
+        if part.bootable:
+            fields.append("bootable")
+        lines.append(f"{part.number} : {', '.join(fields)}")
+    return "\n".join(lines) + "\n"
+
+
 def check_table(opened: OpenTarget, expected: PartitionTable) -> None:
     """Read the table from the target and compare it with the saved layout.
 
@@ -60,7 +134,7 @@ def check_table(opened: OpenTarget, expected: PartitionTable) -> None:
         ) from error
     if found != expected:
         raise VerificationFailed(
-            f"the partition table of {target.path} ({target.disk}) is not the saved one: "
+            f"the partition table of {target.path} ({target.disk}) is not what it must be: "
             + _difference(expected, found)
         )
 

@@ -1,6 +1,7 @@
 """What the rescue medium does: orders without a person, and the dialogue with one."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,13 +9,14 @@ from pathlib import Path
 import click
 import killed
 import pytest
-from restored_disks import PASSPHRASE, SIZE, Saved, digest, make_foreign
+from restored_disks import PASSPHRASE, SIZE, Saved, digest, make_foreign, probe
 from test_restore_devices import loop
 
 from imager import process
 from imager.blockdev import BlockDisk
 from imager.console import Output
 from imager.layout.disk import DiskIdentity
+from imager.units import MIB
 from restore import attached, unattended, windows
 from restore.commands.rescue import rescue
 from restore.console_ui import repositories
@@ -337,6 +339,42 @@ def test_a_person_sees_what_is_resumed_and_can_begin_anew(
     assert "anew: begin from the start, not where the last restore stopped: no" in shown
     assert "anew: begin from the start, not where the last restore stopped: yes" in shown
     assert digest(tmp_path / "one.raw") == digest(saved.mbr)
+
+
+def test_a_person_is_asked_whether_a_smaller_disk_shall_do(
+    saved: Saved,
+    tmp_path: Path,
+    talk: Callable[..., tuple[AtEnd, Person]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    os.truncate(tmp_path / "one.raw", 110 * MIB)
+
+    def agree() -> str:
+        shown = capsys.readouterr().out
+        assert "The data would fit: with --fit, disk0/p3 (swap" in shown
+        assert "fit: shrink what has room" in shown
+        assert "delta: " not in shown
+        return "overwrite"
+
+    lines: list[str | Callable[[], str]] = ["1", "1", image_number(capsys, "uefi"), "1"]
+    at_end, person = talk(*lines, "fit", "", "", agree, "reboot")
+    assert at_end is AtEnd.REBOOT
+    assert not person.lines
+    table = probe(tmp_path / "one.raw").table
+    assert table is not None
+    assert [part.offset // MIB for part in table.partitions] == [1, 33, 93]
+
+
+def test_an_order_fits_only_if_it_says_so(saved: Saved, share: Path) -> None:
+    target = share.parent / "target.raw"
+    target.write_bytes(bytes(110 * MIB))
+    order(saved, share, image="uefi")
+    _, report = run(share)
+    assert report["outcome"] == "failed"
+    order(saved, share, image="uefi", fit=True)
+    _, report = run(share)
+    assert report["outcome"] == "restored"
+    assert probe(target).table is not None
 
 
 @pytest.mark.parametrize("anew", [False, True])
