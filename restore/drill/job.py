@@ -62,10 +62,12 @@ class Special:
     Attributes:
         maps: saved disk -> target, where it is not for the restore to find out.
         leave_out: ids of saved disks that are not restored.
+        fit: shrink what has room where a disk is smaller.
     """
 
     maps: Mapping[str, str] = field(default_factory=dict)
     leave_out: tuple[str, ...] = ()
+    fit: bool = False
 
 
 USUAL: Final = Special()
@@ -112,6 +114,7 @@ def place_order(
         passphrase_file=_PHRASE,
         verify_written=True,
         leave_out=special.leave_out,
+        fit=special.fit,
         at_end=AtEnd.POWEROFF,
         ssh_key=_SSH_KEY if way.ssh_key is not None else None,
         store_credentials=_CREDENTIALS if way.credentials is not None else None,

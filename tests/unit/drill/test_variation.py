@@ -40,6 +40,37 @@ def test_only_what_a_larger_disk_explains_may_differ_there() -> None:
     assert expectation(Variation.SAME).unexpected([end]) == (end,)
 
 
+def test_on_shrunk_disks_places_and_sizes_may_differ_and_nothing_else() -> None:
+    allowed = [
+        "partition_tables / 4F99 / lastlba",
+        "partition_tables / 4F99 / partitions / 0 / size",
+        "partition_tables / 4F99 / partitions / 2 / start",
+        "block_devices / 4f99/3 / PART_ENTRY_SIZE",
+        "block_devices / 4f99/3 / PART_ENTRY_OFFSET",
+        "swaps / a1d0 / size",
+    ]
+    others = [
+        "partition_tables / 4F99 / firstlba",
+        "partition_tables / 4F99 / partitions / 0 / uuid",
+        "block_devices / 4f99/3 / UUID",
+        "block_devices / 4f99/3 / PART_ENTRY_UUID",
+        "files / / / hash",
+        "file / / / /etc/hostname",
+    ]
+    found = [Difference(fact, "1", "2") for fact in allowed + others]
+    left = expectation(Variation.SHRUNK).unexpected(found)
+    assert [each.fact for each in left] == others
+    folder = Difference("file / / / /etc/default", "93cc904b", "6df6c715")
+    hashes = Difference("files / / / hashes / usr/lib", "5931b46e0a67a9d1", "769971d4a4a81e47")
+    assert not expectation(Variation.SHRUNK).unexpected([folder, hashes])
+    content = Difference("file / / / /etc/hostname", "073a087a e0a6c092", "073a087a 596e974d")
+    time = Difference("file / / / /etc/hostname", "073a087a e0a6c092", "6df6c715 e0a6c092")
+    gone = Difference("file / / / /etc/default", "93cc904b", "(nothing)")
+    changed = (content, time, gone)
+    assert expectation(Variation.SHRUNK).unexpected(changed) == changed
+    assert vary(DISKS, Variation.SHRUNK) == vary(DISKS, Variation.SMALLER)
+
+
 def test_smaller_disks_must_be_refused() -> None:
     assert expectation(Variation.SMALLER).refusal is not None
     assert expectation(Variation.LARGER).refusal is None
