@@ -9,7 +9,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from enum import IntEnum
 from pathlib import Path
 from typing import Final, Self
@@ -17,6 +17,7 @@ from typing import Final, Self
 from imager import process
 from imager.errors import ProgramError, TargetError
 from restore.nbd import Content, Server
+from restore.udev import settle
 
 _NETLINK_GENERIC: Final = 16
 _HEADER: Final = struct.Struct("=IHHII")  # length, type, flags, sequence, port
@@ -90,8 +91,7 @@ def attached(content: Content, sector: int) -> Iterator[tuple[Path, Server]]:
             yield device, server
         finally:
             # udev looks at what was written to; were it gone then, the kernel would tell of errors.
-            with suppress(ProgramError):
-                process.run("udevadm", "settle", "--timeout=10")
+            settle()
             _disconnect(family, index)
 
 
