@@ -15,21 +15,18 @@ smaller one needs less, and its journal. On top come:
 Where the map is that of an unknown or unclean filesystem, all of it is used, and nothing can go.
 """
 
-import struct
 from typing import Final
 
 from imager.layout.disk import Volume
-from imager.units import GIB, KIB, MIB, round_up
+from imager.units import GIB, MIB, round_up
+from restore import ext_superblock
+from restore.ext_superblock import ExtSuperblock
 from restore.runs import Image, each_part
 from restore.saved_volume import SavedVolume
 
 LEAST_SWAP: Final = 256 * MIB
 
-_SUPERBLOCK: Final = 1024  # where it begins in a volume of ext, and its size
-
 _EXT: Final = frozenset({"ext2", "ext3", "ext4"})
-_MAGIC: Final = 0xEF53
-_META_BG: Final = 0x10
 _NEVER: Final = 1 << 62  # larger than anything
 _SLACK: Final = 32 * MIB
 _BTRFS_SLACK: Final = 256 * MIB
@@ -54,24 +51,16 @@ def least_size(image: Image, volume: Volume) -> int:
     if kind == "btrfs":
         least += 3 * min(GIB, volume.length // 10) + _BTRFS_SLACK
     if kind in _EXT:
-        superblock = SavedVolume(image, volume.id).read(_SUPERBLOCK, _SUPERBLOCK)
-        least = max(least, _room_for_inodes(superblock))
+        data = SavedVolume(image, volume.id).read(ext_superblock.PLACE, ext_superblock.SIZE)
+        least = max(least, _room_for_inodes(ExtSuperblock.parse(data)))
     return min(volume.length, round_up(least, MIB))
 
 
-def _room_for_inodes(superblock: bytearray) -> int:
+def _room_for_inodes(superblock: ExtSuperblock) -> int:
     """Return how large an ext filesystem is whose groups have the inodes in use, and a few more.
 
     One that can't be understood, or that has its journal on another device, can't be made smaller.
     """
-    inodes, _, _, _, free_inodes, _, shift = struct.unpack_from("<7I", superblock)
-    blocks_per_group, _, inodes_per_group = struct.unpack_from("<3I", superblock, 32)
-    (magic,) = struct.unpack_from("<H", superblock, 56)
-    (incompatible,) = struct.unpack_from("<I", superblock, 96)
-    (journal_device,) = struct.unpack_from("<I", superblock, 228)
-    is_sound = magic == _MAGIC and shift <= 6 and blocks_per_group and inodes_per_group
-    if not is_sound or journal_device or incompatible & _META_BG:
+    if not superblock.is_sound or not superblock.is_movable:
         return _NEVER
-    used = (inodes - free_inodes) * 21 // 20
-    groups = -(-used // inodes_per_group)
-    return int(groups * blocks_per_group * (KIB << shift))
+    return superblock.room_for(superblock.used_inodes * 21 // 20)

@@ -10,7 +10,6 @@ behind the new end goes to memory and is gone afterwards.
 import os
 import re
 import signal
-import struct
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -25,8 +24,10 @@ from imager.blockdev import open_disk
 from imager.errors import ProgramError, TargetError, TargetTooSmall, VerificationFailed
 from imager.probe.filesystem import declared_size
 from imager.units import KIB, MIB, format_size
+from restore import ext_superblock
 from restore.device import OpenTarget
 from restore.device_mapper import Segment, linear
+from restore.ext_superblock import ExtSuperblock
 from restore.fit_steps import GrowFilesystem, RemakeSwap, ShrinkFilesystem
 from restore.nbd_device import attached
 from restore.overlay import Overlay
@@ -36,13 +37,7 @@ from restore.saved_volume import SavedVolume
 # e2fsck: nothing was wrong, or it was corrected.
 _CORRECTED: Final = (0, 1, 2)
 _SECTOR: Final = 512
-# Of a superblock of ext: inodes, blocks, reserved and free blocks, free inodes, the first block, how
-# often 1 KiB is doubled to make a block; from byte 32 blocks, clusters and inodes of a group.
-_EXT_COUNTS: Final = struct.Struct("<7I")
-_EXT_GROUPS: Final = struct.Struct("<3I")
-_EXT_64BIT: Final = 0x80
 _EXT_SPARE: Final = 1024  # blocks
-_U32: Final = struct.Struct("<I")
 # Of `btrfs filesystem df --raw`: a kind of chunks, how often they are kept, bytes used in one copy.
 _BTRFS_USE: Final = re.compile(r"^(\w+), (\w+): total=\d+, used=(\d+)$", re.MULTILINE)
 _BTRFS_COPIES: Final = {"single": 1, "DUP": 2}
@@ -222,18 +217,12 @@ def _most_kept() -> int:
 def _least_ext(device: Path, _wanted: int) -> int:
     process.run("e2fsck", "-fp", device, accept=_CORRECTED)
     with open_disk(device) as descriptor:
-        superblock = os.pread(descriptor, 1024, 1024)
-    inodes, blocks, _, free_blocks, free_inodes, _, shift = _EXT_COUNTS.unpack_from(superblock)
-    per_group, _, inodes_per_group = _EXT_GROUPS.unpack_from(superblock, 32)
-    (features,) = _U32.unpack_from(superblock, 96)
-    if features & _EXT_64BIT:
-        blocks |= _U32.unpack_from(superblock, 336)[0] << 32
-        free_blocks |= _U32.unpack_from(superblock, 344)[0] << 32
-    used = blocks - free_blocks
-    groups = -(-(inodes - free_inodes) // inodes_per_group)
+        data = os.pread(descriptor, ext_superblock.SIZE, ext_superblock.PLACE)
+    superblock = ExtSuperblock.parse(data)
+    used = superblock.used_blocks
     # Some room for trees of extents, which grow when files are cut into more pieces.
-    least = max(used + used // 50 + _EXT_SPARE, groups * per_group)
-    return int(least << (10 + shift))
+    blocks = used + used // 50 + _EXT_SPARE
+    return max(blocks * superblock.block_size, superblock.room_for(superblock.used_inodes))
 
 
 def _resize_ext(device: Path, size: int | None) -> tuple[str, ...]:
