@@ -18,7 +18,7 @@ from restore.medium import RUN
 MOUNTS: Final = RUN / "mnt"
 
 # How each filesystem is mounted without a write: type for mount(8), and options.
-_HOW: Final = {
+UNTOUCHED: Final = {
     "ext2": ("ext2", "ro"),
     "ext3": ("ext4", "ro,noload"),
     "ext4": ("ext4", "ro,noload"),
@@ -56,7 +56,7 @@ def mount_all() -> Iterator[Path]:
     """Mount every filesystem that is not in use, and yield where."""
     text = process.run("lsblk", "--json", "--output", "PATH,FSTYPE,MOUNTPOINTS", timeout=_TIMEOUT)
     for device in _flat(msgspec.json.decode(text, type=_Lsblk).blockdevices):
-        if device.fstype not in _HOW or any(device.mountpoints):
+        if device.fstype not in UNTOUCHED or any(device.mountpoints):
             continue
         # What can't be mounted is damaged or of a kind this kernel does not know.
         with suppress(ProgramError):
@@ -83,10 +83,10 @@ def mount_named(name: str) -> Path:
     (device,) = map(Path, devices)
     words = ("--match-tag", "TYPE", "--output", "value", device)
     kind = process.run(*listing, *words, accept=(0, 2), timeout=_TIMEOUT).strip()
-    if kind not in _HOW:
+    if kind not in UNTOUCHED:
         raise ConfigError(
             f"{device}, which has {name}, is no filesystem that is mounted here: {kind}",
-            hint=f"A repository may lie on {', '.join(_HOW)}.",
+            hint=f"A repository may lie on {', '.join(UNTOUCHED)}.",
         )
     place = _place(device)
     return place if place.is_mount() else _mount(device, kind)
@@ -103,7 +103,7 @@ def _place(device: Path) -> Path:
 
 
 def _mount(device: Path, filesystem: str) -> Path:
-    kind, options = _HOW[filesystem]
+    kind, options = UNTOUCHED[filesystem]
     place = _place(device)
     place.mkdir(parents=True, exist_ok=True)
     process.run("mount", "-t", kind, "-o", options, device, place, timeout=_TIMEOUT)

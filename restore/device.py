@@ -317,6 +317,16 @@ class OpenTarget:
                 )
             position += count
 
+    def sector(self, offset: int) -> bytes:
+        """Return the logical sector at `offset`.
+
+        Raises:
+            VerificationFailed: as for `read_into`.
+        """
+        buffer = page_buffer(self._target.logical_sector)
+        self.read_into(offset, buffer)
+        return bytes(buffer)
+
     def _pread(self, offset: int, buffer: memoryview) -> int:
         sector = self._target.logical_sector
         past_cache = self._direct if self._reads_past_cache else None

@@ -15,19 +15,14 @@ from typing import Final
 
 from imager import process, sysfs
 from imager.errors import ProgramError
+from restore.attached import UNTOUCHED
 from restore.bootrepair.devices import Device, Devices
 
 MOUNTS: Final = Path("/run/remetal/system")
 
-# Filesystems that a system may start from, and how they are mounted without a write.
-_UNTOUCHED: Final = {
-    "ext2": "ro",
-    "ext3": "ro,noload",
-    "ext4": "ro,noload",
-    "xfs": "ro,norecovery",
-    "btrfs": "ro,rescue=nologreplay",
-}
-_OTHERS: Final = {"vfat": "ro"}
+# Filesystems that a system may start from, and that it may have below its root.
+_ROOTS: Final = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs"})
+_MOUNTED: Final = _ROOTS | {"vfat"}
 # What a tool that rebuilds an initramfs reads and writes, beside the root.
 _BELOW_ROOT: Final = ("/boot", "/efi", "/usr", "/var", "/opt", "/etc", "/lib")
 _SUBVOLUME_INODE: Final = 256  # of the top folder of each subvolume of a btrfs
@@ -159,7 +154,7 @@ def _roots(devices: Devices, mounter: "_Mounter", place: Path) -> list[tuple[Dev
     looked_at: set[str] = set()
     found: list[tuple[Device, str]] = []
     for device in devices.all:
-        if device.type in _UNTOUCHED and device.uuid not in looked_at:
+        if device.type in _ROOTS and device.uuid not in looked_at:
             looked_at.add(device.uuid)
             found.extend((device, options) for options in mounter.roots(device, place))
     return found
@@ -209,7 +204,7 @@ class _Mounter:
             if found is None:
                 missing.append((line.target, f"{line.source} is not on the restored disks"))
                 continue
-            if found.type not in {*_UNTOUCHED, *_OTHERS}:
+            if found.type not in _MOUNTED:
                 missing.append((line.target, f"{found.path} holds {found.type or 'nothing'}"))
                 continue
             try:
@@ -246,7 +241,7 @@ class _Mounter:
             if sysfs.read_text(sysfs.node_at(each.path) / "ro") == "0":
                 process.run("blockdev", "--setro", each.path)
                 stack.callback(process.run, "blockdev", "--setrw", each.path)
-        mode = {**_UNTOUCHED, **_OTHERS}[device.type]
+        _, mode = UNTOUCHED[device.type]
         words = [word for word in (mode, options, *self._companions(device)) if word]
         _mount(stack, point, "-t", device.type, "-o", ",".join(words), device.path)
 

@@ -7,7 +7,6 @@ firmware = "secureboot"       # where it is not the machine's own
 medium = "usb"                # where it is not a CD
 """
 
-import os
 import tempfile
 import time
 import tomllib
@@ -25,7 +24,7 @@ from imager.units import format_duration
 from restore.drill import run
 from restore.drill.bring_back import Settings
 from restore.drill.report import Result
-from restore.drill.scenario import Medium
+from restore.drill.scenario import Medium, roomy
 from restore.drill.variation import Variation
 from restore.drill.vm_spec import Firmware
 
@@ -131,8 +130,7 @@ def _one_medium(
     if choices.iso is not None or len(cells) == 1:
         yield choices
         return
-    base = os.environ.get("TMPDIR", "/var/tmp")  # noqa: S108  the folder is made safely
-    with tempfile.TemporaryDirectory(prefix="remetal-medium-", dir=base) as folder:
+    with tempfile.TemporaryDirectory(prefix="remetal-medium-", dir=roomy()) as folder:
         iso = Path(folder) / "rescue.iso"
         settings.say("build the medium of all drills ...")
         build_medium(iso, MediumConfig(), choices.cache, settings.say)

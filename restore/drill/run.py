@@ -5,7 +5,6 @@ kept; when it fails the folder stays without disks and secrets: consoles, pictur
 log and the report.
 """
 
-import os
 import secrets
 import shutil
 import tempfile
@@ -356,9 +355,8 @@ def _conduct(
 
 def _make_places(settings: Settings, name: str, choices: Choices) -> Places:
     if settings.keep is None:
-        # Disks are large, and /tmp is memory on many machines.
-        base = os.environ.get("TMPDIR", "/var/tmp")  # noqa: S108  mkdtemp makes it safe
-        return Places(Path(tempfile.mkdtemp(prefix=f"remetal-drill-{name}-", dir=base)))
+        made = tempfile.mkdtemp(prefix=f"remetal-drill-{name}-", dir=scenario.roomy())
+        return Places(Path(made))
     varied = "" if choices.variation is Variation.SAME else f"-{choices.variation}"
     folder = settings.keep / f"{name}{varied}"
     try:

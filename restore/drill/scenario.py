@@ -1,5 +1,6 @@
 """What a drill is to do, frozen before anything starts."""
 
+import os
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -57,6 +58,11 @@ class BlankDisk:
     def attached(self, path: Path) -> Drive:
         """Return it as a drive, with its content in a file."""
         return Drive(path, bus=self.bus, serial=self.serial, wwn=self.wwn, sector=self.sector)
+
+
+def roomy() -> str:
+    """Return the folder for temporary files that are large: /tmp is memory on many machines."""
+    return os.environ.get("TMPDIR", "/var/tmp")  # noqa: S108  who makes files there does it safely
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,5 @@
 """Boot sectors of FAT and NTFS, which say at which sector of the disk they lie."""
 
-from imager.direct_io import page_buffer
 from restore.device import OpenTarget
 from restore.fit_steps import CorrectBootSector
 
@@ -24,7 +23,7 @@ def correct_boot_sector(step: CorrectBootSector, opened: OpenTarget) -> tuple[st
     unit = step.target.logical_sector
     old = step.saved_offset // unit
     new = step.offset // unit
-    first = _read(opened, step.offset)
+    first = opened.sector(step.offset)
     corrected = [
         place
         for place in (0, *_copies(step.filesystem, first))
@@ -46,14 +45,8 @@ def _copies(filesystem: str, first: bytes) -> tuple[int, ...]:
     return (sector * size,) if sector else ()
 
 
-def _read(opened: OpenTarget, offset: int) -> bytes:
-    buffer = page_buffer(opened.target.logical_sector)
-    opened.read_into(offset, buffer)
-    return bytes(buffer)
-
-
 def _correct(opened: OpenTarget, offset: int, old: int, new: int) -> bool:
-    sector = bytearray(_read(opened, offset))
+    sector = bytearray(opened.sector(offset))
     is_boot_sector = sector[510:512] == b"\x55\xaa"
     if not is_boot_sector or int.from_bytes(sector[_HIDDEN], "little") != old or new >> 32:
         return False

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from imager import process
 from imager.blockdev import open_disk
-from imager.direct_io import page_buffer
 from imager.errors import RemetalError, VerificationFailed
 from imager.layout.partition_table import PartitionTable, TableKind
 from imager.probe.partition_table import read_table
@@ -82,9 +81,7 @@ def write_table(opened: OpenTarget, step: WriteTable) -> None:
 
 def _first_sector(opened: OpenTarget) -> bytes:
     opened.forget()
-    buffer = page_buffer(opened.target.logical_sector)
-    opened.read_into(0, buffer)
-    return bytes(buffer)
+    return opened.sector(0)
 
 
 def _script(step: WriteTable, sector: int) -> str:
