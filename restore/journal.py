@@ -19,10 +19,11 @@ compares all anyway: repeating it is its resume.
 
 A restore is resumed if every target has a note of it, was meant for the same saved disk, is still
 the disk it was (size, sectors, WWN, serial, model; of a file its size), takes each volume in the
-same place and with the same length, and the rest of the head is still zeros. That last one tells a disk that somebody partitioned and used since: what else would be
-in the head of such a disk? When power is cut in the short last phase, while boot areas are written,
+same place and with the same length, and the rest of the head is still zeros. That last one tells a
+disk that somebody partitioned and used since: what else would be in the head of such a disk? When power is cut in the short last phase, while boot areas are written,
 the restore therefore begins anew. It does, too, when filesystems were being shrunk: the notes are
-erased before, since what is written is not what the windows say any more. So it does when a verification failed: then the notes are erased.
+erased before, since what is written is not what the windows say any more. So it does when a
+verification failed: then the notes are erased.
 
 What it can't know: whether somebody wrote into the middle of a target and left its head alone, and
 whether a disk told the truth when it said that all is on stable storage. `--verify-written` finds

@@ -2,8 +2,8 @@
 
 A window is the unit of memory and of progress. Windows follow from the maps of an image, the order
 of its volumes, and where a fitted one ends, so they are the same in every restore of it onto the
-same disks, and a count of them says what is there (`restore.journal`). Zeros belong to the part of a map they are in, and are written
-before its runs: whatever lies in a part that begins before the end of a window is zero by then.
+same disks, and a count of them says what is there (`restore.journal`). Zeros belong to the part of a
+map they are in, and are written before its runs: whatever lies in a part that begins before the end of a window is zero by then.
 """
 
 from collections.abc import Iterable, Iterator, Sequence

@@ -2,9 +2,9 @@
 
 Members that are left out: the superblocks of the others say so, as the kernel would have noted it.
 
-A whole disk that is larger: the superblock of metadata 0.90 and 1.0 is looked for by counting from the end of the device. Bitmap
-and bad block log lie at fixed distances from it and move with it; what the array uses for data stays
-where it is, and is as much as it was.
+A whole disk that is larger: the superblock of metadata 0.90 and 1.0 is looked for by counting from
+the end of the device. Bitmap and bad block log lie at fixed distances from it and move with it; what
+the array uses for data stays where it is, and is as much as it was.
 """
 
 from collections.abc import Iterator
