@@ -198,9 +198,8 @@ class FittedDisk:
             raise self._unreadable()
         head = SavedVolume(self.image, boot_area.id).read(0, 2 * sector)
         if {head[450 + 16 * entry] for entry in range(4)} - {0, _PROTECTIVE}:
-            raise TargetError(
-                f"{self.saved.id} has a hybrid MBR beside its GPT, which can't be fitted",
-                hint=f"Take a disk of exactly {self.target.saved_size} bytes; nothing was written.",
+            raise self._not_for_another_size(
+                f"{self.saved.id} has a hybrid MBR beside its GPT, which can't be fitted"
             )
         header = head[sector:]
         (first_usable,) = struct.unpack_from("<Q", header, 40)
@@ -252,18 +251,19 @@ class FittedDisk:
     def _check_names(self, table: PartitionTable) -> None:
         for part in table.partitions:
             if not part.name.isprintable() or set(part.name) & {'"', "\\"}:
-                raise TargetError(
+                raise self._not_for_another_size(
                     f"partition {part.number} of {self.saved.id} has a name that can't be written: "
-                    f"{part.name!r}",
-                    hint=f"Take a disk of exactly {self.target.saved_size} bytes; "
-                    "nothing was written.",
+                    f"{part.name!r}"
                 )
 
     def _unreadable(self) -> TargetError:
-        return TargetError(
-            f"the first GPT of {self.saved.id} is not where it must be, and can't be fitted",
-            hint=f"Take a disk of exactly {self.target.saved_size} bytes; nothing was written.",
+        return self._not_for_another_size(
+            f"the first GPT of {self.saved.id} is not where it must be, and can't be fitted"
         )
+
+    def _not_for_another_size(self, why: str) -> TargetError:
+        size = self.target.saved_size
+        return TargetError(why, hint=f"Take a disk of exactly {size} bytes; nothing was written.")
 
 
 def with_places(machine: Machine, disks: Iterable[Disk]) -> Machine:

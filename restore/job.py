@@ -64,8 +64,12 @@ def prepare(
     left_out = resolve(machine, wishes.leave_out, mapping)
     less = without.judge(machine, left_out, disks_with_boot_code(opened) if left_out else ())
     fitter = Fitter(opened, wishes)
-    seen = replace(targets.survey(repository.backend.folders, mapping), room=fitter.problem)
-    found = match(machine, seen, left_out, partial(_advise, opened, left_out))
+    seen = replace(
+        targets.survey(repository.backend.folders, mapping),
+        room=fitter.problem,
+        advise=partial(_advise, opened, left_out),
+    )
+    found = match(machine, seen, left_out)
     subject = Subject(
         repository=repository.id.hex(),
         image=opened.image.id,
@@ -77,6 +81,7 @@ def prepare(
         found,
         subject=subject,
         wishes=wishes,
+        fitter=fitter,
         surroundings=targets.surroundings(machine, found, seen),
         without=less,
     )

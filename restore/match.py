@@ -90,6 +90,15 @@ Room = Callable[[Disk, BlockDisk], RemetalError | None]
 """Takes a saved disk and a target; returns why it has no room, or None."""
 
 
+Advise = Callable[[Collection[str]], str]
+"""Takes ids of saved disks that can't have a target; returns what a person may do about it."""
+
+
+def no_advice(_: Collection[str]) -> str:
+    """Return nothing."""
+    return ""
+
+
 @dataclass(frozen=True, slots=True)
 class Survey:
     """What `match` decides on.
@@ -100,28 +109,20 @@ class Survey:
         forbidden: devices and files that may not be written, each with the reason, such as
             "holds the repository".
         room: says whether a disk is large enough; by default for a saved disk as it was.
+        advise: asked when there is no target for a disk.
     """
 
     disks: tuple[BlockDisk, ...]
     named: Mapping[str, BlockDisk | NewFile]
     forbidden: Mapping[Path, str]
     room: Room = too_small
-
-
-Advise = Callable[[Collection[str]], str]
-"""Takes ids of saved disks that can't have a target; returns what a person may do about it."""
-
-
-def no_advice(_: Collection[str]) -> str:
-    """Return nothing."""
-    return ""
+    advise: Advise = no_advice
 
 
 def match(
     machine: Machine,
     survey: Survey,
     left_out: Collection[str] = (),
-    advise: Advise = no_advice,
 ) -> tuple[Match, ...]:
     """Return a target for every saved disk of the machine that is not left out, in its order.
 
@@ -129,7 +130,6 @@ def match(
         machine: of the image.
         survey: what is here.
         left_out: ids of saved disks that get no target.
-        advise: asked when there is none for a disk.
 
     Raises:
         UsageError: a `--map` names a disk that the image does not have, or one twice.
@@ -149,10 +149,10 @@ def match(
         and any(same(gone.identity, disk.identity) for _, same in _IDENTITY_RULES)
     }
     found: dict[str, Match] = {}
-    _match_named(wanted, survey, found, advise)
+    _match_named(wanted, survey, found)
     for rule in _IDENTITY_RULES:
-        _match_identity(wanted, survey, found, rule, advise)
-    _match_size(wanted, replace(survey, forbidden={**avoided, **survey.forbidden}), found, advise)
+        _match_identity(wanted, survey, found, *rule)
+    _match_size(wanted, replace(survey, forbidden={**avoided, **survey.forbidden}), found)
     return tuple(found[disk.id] for disk in wanted.disks)
 
 
@@ -229,7 +229,7 @@ _IDENTITY_RULES: tuple[tuple[Basis, Callable[[DiskIdentity, DiskIdentity], bool]
 )
 
 
-def _match_named(machine: Machine, survey: Survey, found: dict[str, Match], advise: Advise) -> None:
+def _match_named(machine: Machine, survey: Survey, found: dict[str, Match]) -> None:
     for name, target in survey.named.items():
         saved = saved_disk(machine, name)
         if saved.id in found:
@@ -247,7 +247,7 @@ def _match_named(machine: Machine, survey: Survey, found: dict[str, Match], advi
             choice = Match(saved, disk, Basis.NAMED, is_new=True)
         else:
             choice = Match(saved, target, Basis.NAMED)
-        _take(choice, survey, found, advise)
+        _take(choice, survey, found)
 
 
 def saved_disk(machine: Machine, name: str) -> Disk:
@@ -272,10 +272,9 @@ def _match_identity(
     machine: Machine,
     survey: Survey,
     found: dict[str, Match],
-    rule: tuple[Basis, Callable[[DiskIdentity, DiskIdentity], bool]],
-    advise: Advise,
+    basis: Basis,
+    same: Callable[[DiskIdentity, DiskIdentity], bool],
 ) -> None:
-    basis, same = rule
     for saved in machine.disks:
         if saved.id in found:
             continue
@@ -288,10 +287,10 @@ def _match_identity(
         if len(fitting) > 1:
             raise _ambiguous(saved, fitting, f"have the {basis.split(',')[0]} as")
         if fitting:
-            _take(Match(saved, fitting[0], basis), survey, found, advise)
+            _take(Match(saved, fitting[0], basis), survey, found)
 
 
-def _match_size(machine: Machine, survey: Survey, found: dict[str, Match], advise: Advise) -> None:
+def _match_size(machine: Machine, survey: Survey, found: dict[str, Match]) -> None:
     """Match what has no known identity here; only where there is exactly one way to do it."""
     for basis, rule in ((Basis.SIZE, _same_size), (Basis.ONLY_ONE, _any_size)):
         rest = [disk for disk in machine.disks if disk.id not in found]
@@ -311,12 +310,12 @@ def _match_size(machine: Machine, survey: Survey, found: dict[str, Match], advis
                 continue
             rivals = [other for other in rest if fitting[0] in choices[other.id]]
             if len(rivals) > 1:
-                raise _rivals(rivals, fitting[0], advise)
-            _take(Match(saved, fitting[0], basis), survey, found, advise)
+                raise _rivals(rivals, fitting[0], survey)
+            _take(Match(saved, fitting[0], basis), survey, found)
     missing = [disk for disk in machine.disks if disk.id not in found]
     if missing:
         error = _no_target(missing[0], survey, _taken(found))
-        raise _with_advice(error, [disk.id for disk in missing], advise)
+        raise _with_advice(error, [disk.id for disk in missing], survey)
 
 
 def _same_size(saved: Disk, disk: BlockDisk) -> bool:
@@ -331,7 +330,7 @@ def _taken(found: Mapping[str, Match]) -> frozenset[Path]:
     return frozenset(match.target.path for match in found.values())
 
 
-def _rivals(rivals: Sequence[Disk], target: BlockDisk, advise: Advise) -> AmbiguousTarget:
+def _rivals(rivals: Sequence[Disk], target: BlockDisk, survey: Survey) -> AmbiguousTarget:
     """Return why one disk is not taken, and which of the saved disks could be left out for it."""
     names = [rival.id for rival in rivals]
     error = AmbiguousTarget(
@@ -339,20 +338,20 @@ def _rivals(rivals: Sequence[Disk], target: BlockDisk, advise: Advise) -> Ambigu
     )
     for kept in names:
         others = [name for name in names if name != kept]
-        if advise(others):
-            return _with_advice(error, others, advise)
+        if survey.advise(others):
+            return _with_advice(error, others, survey)
     return error
 
 
 E = TypeVar("E", bound=RemetalError)
 
 
-def _with_advice(error: E, without: Sequence[str], advise: Advise) -> E:
-    error.hint = f"{error.hint} {advise(without)}".strip()
+def _with_advice(error: E, without: Sequence[str], survey: Survey) -> E:
+    error.hint = f"{error.hint} {survey.advise(without)}".strip()
     return error
 
 
-def _take(choice: Match, survey: Survey, found: dict[str, Match], advise: Advise) -> None:
+def _take(choice: Match, survey: Survey, found: dict[str, Match]) -> None:
     for other in found.values():
         if other.target.path == choice.target.path:
             raise TargetError(
@@ -361,7 +360,7 @@ def _take(choice: Match, survey: Survey, found: dict[str, Match], advise: Advise
             )
     problem = _forbidden(choice.target, survey) or _unusable(choice.saved, choice.target, survey)
     if isinstance(problem, TargetTooSmall):
-        raise _with_advice(problem, [choice.saved.id], advise)
+        raise _with_advice(problem, [choice.saved.id], survey)
     if problem is not None:
         raise problem
     found[choice.saved.id] = choice

@@ -70,6 +70,7 @@ def make_plan(
     *,
     subject: Subject,
     wishes: Wishes,
+    fitter: Fitter,
     surroundings: Surroundings,
     without: Without = NOTHING,
 ) -> Plan:
@@ -80,6 +81,7 @@ def make_plan(
         matches: a target for every disk of the machine that is not left out.
         subject: what the image is.
         wishes: what was asked for.
+        fitter: of this image and these wishes.
         surroundings: what this system can do.
         without: which disks are left out, and what that means.
 
@@ -92,7 +94,7 @@ def make_plan(
     saved = image.machine
     for match in matches:
         _check_layout(match.saved)
-    fitted = _fit(image, matches, wishes)
+    fitted = _fit(image, matches, wishes, fitter)
     disks = [fits.disk for fits in fitted]
     machine = with_places(saved, disks)
     strange = _foreign(saved, surroundings, subject)
@@ -171,10 +173,9 @@ def make_plan(
     )
 
 
-def _fit(image: Image, matches: Sequence[Match], wishes: Wishes) -> list[Fitted]:
+def _fit(image: Image, matches: Sequence[Match], wishes: Wishes, fitter: Fitter) -> list[Fitted]:
     """Return how each saved disk comes on its target."""
     check_wishes(image.machine, wishes)
-    fitter = Fitter(image, wishes)
     fitted = [fitter.fitted(match.saved, match.target.identity.size) for match in matches]
     if wishes.delta and any(
         fits.disk != match.saved for match, fits in zip(matches, fitted, strict=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from imager.errors import LinkError
 from imager.layout.disk import Disk, DiskIdentity, Volume, VolumeRole
 from imager.layout.filesystem import Filesystem
 from imager.layout.firmware import Firmware, FirmwareKind
@@ -107,3 +108,22 @@ def machine(*disks: Disk, firmware: Firmware | None = None) -> Machine:
 
 def ext4(label: str | None = None) -> Filesystem:
     return Filesystem("ext4", "0b4f", label)
+
+
+class Cut(MemoryImage):
+    """An image in a repository whose link breaks after some chunks."""
+
+    left = 0
+
+    def stored(self, ids: Sequence[bytes]) -> Iterator[tuple[bytes, bytes]]:
+        for found in super().stored(ids):
+            if not self.left:
+                raise LinkError("the link is gone")
+            self.left -= 1
+            yield found
+
+
+def cut_after(image: MemoryImage, chunks: int) -> Cut:
+    cut = Cut(image.machine, image.runs, image.store)
+    cut.left = chunks
+    return cut

@@ -9,6 +9,7 @@ from imager import blockdev
 from imager.blockdev import BlockDisk
 from imager.layout.disk import Disk, DiskIdentity, Volume, VolumeRole
 from restore.circumstances import Wishes
+from restore.fit_planner import Fitter
 from restore.match import Basis, Match, Survey
 from restore.plan import Plan
 from restore.planner import make_plan
@@ -39,6 +40,7 @@ def plan_for(
         matches,
         subject=SUBJECT,
         wishes=wishes,
+        fitter=Fitter(image, wishes),
         surroundings=replace(surroundings(image.machine, matches, Survey((), {}, {})), uefi=False),
     )
 

@@ -4,12 +4,12 @@ What changes filesystems is replaced here: it needs a kernel with device mapper.
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from memory_image import MemoryImage, disk, ext4, image_of, machine
+from memory_image import MemoryImage, cut_after, disk, ext4, image_of, machine
 from restoring import plan_for
 
 from imager import blockdev, process
@@ -270,26 +270,13 @@ def test_a_lost_bit_in_the_chunk_that_is_cut_is_found(
         go(image, path, replace(FIT, verify_written=True))
 
 
-class Cut(MemoryImage):
-    """The link breaks after some chunks."""
-
-    left = 100
-
-    def stored(self, ids: Sequence[bytes]) -> Iterator[tuple[bytes, bytes]]:
-        for found in super().stored(ids):
-            if not self.left:
-                raise LinkError("the link broke")
-            self.left -= 1
-            yield found
-
-
 def test_a_cut_fitted_restore_goes_on_and_only_as_it_was_fitted(
     tmp_path: Path, programs: Programs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image = image_with_a_gpt(tmp_path)
     path = old(tmp_path, SMALLER)
     with pytest.raises(LinkError):
-        go(Cut(image.machine, image.runs, image.store), path, FIT)
+        go(cut_after(image, 100), path, FIT)
     assert programs.calls == [("check", "disk0/p1")]
     with monkeypatch.context() as other:
         other.setattr(fit_planner, "least_size", lambda _, volume: min(volume.length, 13 * MIB))

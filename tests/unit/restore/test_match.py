@@ -339,7 +339,7 @@ def test_a_refusal_says_which_disk_could_be_left_out(
     disks: list[BlockDisk], named: dict[str, BlockDisk | NewFile], advised: list[str], kind: type
 ) -> None:
     with pytest.raises(kind) as caught:
-        match(TWO, survey(*disks, named=named), advise=told(*advised))
+        match(TWO, replace(survey(*disks, named=named), advise=told(*advised)))
     assert caught.value.hint.endswith(f"leave out {advised}")
     assert caught.value.hint.startswith(kind.default_hint)
     with pytest.raises(kind) as caught:

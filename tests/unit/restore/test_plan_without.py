@@ -15,6 +15,7 @@ from imager.layout.mdraid import MEMBER_TYPE, MdArray, MdMember, MdState, MdVers
 from restore import journal
 from restore.boot_steps import SetBootEntries
 from restore.circumstances import Surroundings, Wishes
+from restore.fit_planner import Fitter
 from restore.journal import Found, Note
 from restore.match import Basis, Match
 from restore.plan import Plan
@@ -30,6 +31,7 @@ from restore.steps import (
 )
 from restore.without import AHEAD, NOTHING, Without, judge
 
+WISHES = Wishes(verify_written=True, boot_entries=True)
 SUBJECT = Subject("5e11", "4f2a", "web1", "2026-01-02T03:04:05Z")
 TWIN_UUID = "AAAAAAAA-0000-4000-8000-000000000003"
 
@@ -91,7 +93,8 @@ def plan_without(
         made,
         matches,
         subject=SUBJECT,
-        wishes=Wishes(verify_written=True, boot_entries=True),
+        wishes=WISHES,
+        fitter=Fitter(made, WISHES),
         surroundings=surroundings or Surroundings(uefi=True),
         without=without,
     )

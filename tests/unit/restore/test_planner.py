@@ -20,6 +20,7 @@ from restore.boot_steps import (
     SetBootEntries,
 )
 from restore.circumstances import Surroundings, Wishes
+from restore.fit_planner import Fitter
 from restore.match import Basis, Match
 from restore.plan import Plan
 from restore.planner import make_plan
@@ -82,11 +83,13 @@ def plan_for(
         removable=False,
         is_device=is_device,
     )
+    wanted = wishes or Wishes(verify_written=True, boot_entries=True)
     return make_plan(
         made,
         [Match(made.machine.disks[0], target, Basis.SIZE, is_new)],
         subject=Subject("5e11", "4f2a", "web1", "2026-01-02T03:04:05Z"),
-        wishes=wishes or Wishes(verify_written=True, boot_entries=True),
+        wishes=wanted,
+        fitter=Fitter(made, wanted),
         surroundings=surroundings
         or Surroundings(uefi=True, discards=frozenset({Path("/dev/vda")})),
     )

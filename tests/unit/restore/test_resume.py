@@ -2,12 +2,12 @@
 
 import os
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from memory_image import MemoryImage, disk, image_of, machine
+from memory_image import MemoryImage, cut_after, disk, image_of, machine
 from power import Power, PowerCut
 from restoring import SUBJECT, expected, plan_for, two_parts
 
@@ -172,25 +172,6 @@ def test_power_cuts_one_after_the_other_come_back(
     power.never_cut()
     go(image, targets)
     assert_restored(image, targets)
-
-
-class Cut(MemoryImage):
-    """A repository whose link breaks after some chunks."""
-
-    chunks = 0
-
-    def stored(self, ids: Sequence[bytes]) -> Iterator[tuple[bytes, bytes]]:
-        for found in super().stored(ids):
-            if not self.chunks:
-                raise LinkError("the link is gone")
-            self.chunks -= 1
-            yield found
-
-
-def cut_after(image: MemoryImage, chunks: int) -> Cut:
-    cut = Cut(image.machine, image.runs, image.store)
-    cut.chunks = chunks
-    return cut
 
 
 def test_a_resume_fetches_and_writes_only_what_is_missing(
