@@ -12,6 +12,7 @@ import functools
 import importlib.metadata
 import json
 import logging
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -37,6 +38,7 @@ from imager.errors import Interrupted, NoRoom, RemetalError, UsageError
 from imager.units import format_duration, format_size
 
 _GROUP: Final = "remetal.commands"
+_ENDINGS: Final = (signal.SIGTERM, signal.SIGHUP)
 _PIPE_WIDTH: Final = 200
 _PLAIN_INTERVAL: Final = 5.0  # seconds between progress lines without a terminal
 
@@ -295,7 +297,14 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 
 def main() -> None:
-    """Entry point of the `remetal` command."""
+    """Entry point of the `remetal` command.
+
+    Being asked to end, and losing the terminal, is what Ctrl-C is: an exception, so that whatever is
+    at work leaves no virtual machine, device or mount behind. What the caller ignores stays ignored.
+    """
+    for number in _ENDINGS:
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, signal.default_int_handler)
     sys.exit(run())
 
 

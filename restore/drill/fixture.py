@@ -110,7 +110,9 @@ def build(name: str, say: Callable[[str], None]) -> Fixture:
         DrillError: it can't be built; the sentence carries the builder's last lines.
     """
     builder = checkout() / "vm-fixtures" / "build"
-    argv = (sys.executable, builder, name, "--cache", _machines())
+    # setpriv ties the builder's life to ours, as `qemu` does with that of its virtual machine.
+    alive = ("setpriv", "--pdeathsig=KILL")
+    argv = (*alive, sys.executable, builder, name, "--cache", _machines())
     running = process.start(*argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert running.stdout is not None  # noqa: S101  both are pipes
     assert running.stderr is not None  # noqa: S101

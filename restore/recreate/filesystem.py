@@ -9,14 +9,11 @@ behind the new end goes to memory and is gone afterwards.
 
 import os
 import re
-import signal
 import tempfile
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Final
 
 from imager import process
@@ -69,7 +66,7 @@ def check_shrinkable(step: ShrinkFilesystem, image: Image) -> None:
     means = _MEANS[step.filesystem]
     what = f"the {step.filesystem} of {step.volume}"
     whole = Overlay(SavedVolume(image, step.volume), _most_kept())
-    with _stoppable(), attached(whole, step.target.logical_sector) as (device, server):
+    with attached(whole, step.target.logical_sector) as (device, server):
         try:
             least = means.least(device, step.length)
         except ProgramError as error:
@@ -108,7 +105,7 @@ def shrink(step: ShrinkFilesystem, image: Image, opened: OpenTarget) -> tuple[st
     """
     means = _MEANS[step.filesystem]
     rest = Overlay(_Rest(SavedVolume(image, step.volume), step.length), _most_kept())
-    with _stoppable(), opened.lend() as device:
+    with opened.lend() as device:
         front = Segment(device, step.offset, step.length)
         with ExitStack() as stack:
             served, server = stack.enter_context(attached(rest, step.target.logical_sector))
@@ -139,7 +136,7 @@ def grow(step: GrowFilesystem, opened: OpenTarget) -> tuple[str, ...]:
         VerificationFailed: it is not in order afterwards, or larger than its place.
     """
     means = _MEANS[step.filesystem]
-    with _stoppable(), opened.lend() as device:
+    with opened.lend() as device:
         place = Segment(device, step.offset, step.length)
         with linear(step.volume, (place,)) as whole:
             notes = means.resize(whole, None)
@@ -162,33 +159,11 @@ def remake_swap(step: RemakeSwap, opened: OpenTarget) -> tuple[str, ...]:
     if step.label is not None:
         words += ["--label", step.label]
     with (
-        _stoppable(),
         opened.lend() as device,
         linear(step.volume, (Segment(device, step.offset, step.length),)) as area,
     ):
         process.run("mkswap", *words, area)
     return ()
-
-
-@contextmanager
-def _stoppable() -> Iterator[None]:
-    """Let a request to end this process be an exception, so that no device is left behind.
-
-    A program that is at work gets no chance to go on either.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield  # signals come to the main thread alone
-        return
-    old = {number: signal.signal(number, _stop) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
-
-
-def _stop(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 class _Rest:

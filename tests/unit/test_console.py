@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import signal
 import subprocess
 import sys
 
@@ -149,3 +150,50 @@ def test_quiet_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
     with out.progress("copy", 10) as advance:
         advance(10)
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_whatever_asks_a_verb_to_end_lets_it_clean_up(number: signal.Signals) -> None:
+    program = """
+import click, sys, time
+from imager import console
+
+@click.command()
+def wait():
+    try:
+        print("at work", flush=True)
+        time.sleep(60)
+    finally:
+        print("cleaned up", flush=True)
+
+console._Verbs.get_command = lambda *_: wait
+sys.argv = ["remetal", "wait"]
+console.main()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as running:
+        assert running.stdout is not None
+        assert running.stdout.readline() == "at work\n"
+        running.send_signal(number)
+        output, complaint = running.communicate(timeout=60)
+    assert output == "cleaned up\n"
+    assert "stopped on request" in complaint
+    assert running.returncode == Interrupted.exit_code
+
+
+def test_what_the_caller_ignores_stays_ignored() -> None:
+    program = """
+import signal, sys
+from imager import console
+
+sys.argv = ["remetal", "--version"]
+try:
+    console.main()
+finally:
+    print(signal.getsignal(signal.SIGHUP) is signal.SIG_IGN)
+"""
+    shell = ["sh", "-c", 'trap "" HUP; exec "$@"', "sh", sys.executable, "-c", program]
+    assert subprocess.run(shell, capture_output=True, text=True, check=True).stdout.endswith(
+        "True\n"
+    )
