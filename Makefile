@@ -24,8 +24,11 @@ $(VENV)/.done: pyproject.toml .ci/setup
 drill: setup
 	$(BIN)/remetal drill --fixture uefi-ext4 --fixture bios-ext4 --report .cache/drill
 
+# JOBS=2 runs two drills at a time; RESUME=1 leaves out those that went well in a run that was stopped.
+JOBS ?= 1
+RESUME ?=
 drills: setup
-	$(BIN)/remetal drill --matrix vm-fixtures/matrix.toml --report .cache/drills
+	$(BIN)/remetal drill --matrix vm-fixtures/matrix.toml --report .cache/drills --jobs $(JOBS) $(if $(RESUME),--resume)
 
 test: setup
 	$(BIN)/pytest -m "not slow"

@@ -23,7 +23,7 @@ from imager.repository.backend.place import Place
 from imager.repository.repository import Repository
 from restore.drill import accelerator, fixture, report, run
 from restore.drill.bring_back import Settings
-from restore.drill.matrix import cross, drill_all, read_matrix
+from restore.drill.matrix import cross, drill_all, read_matrix, went_well
 from restore.drill.reach import reach
 from restore.drill.record import record
 from restore.drill.report import Outcome, Result
@@ -106,6 +106,19 @@ from restore.drill.vm_spec import Accelerator, Firmware
     help="Write report.json and a picture of the time, timeline.svg, into this folder; of many drills "
     "after each.",
 )
+@click.option(
+    "--jobs",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="How many drills of fixtures run at the same time. Each has a virtual machine with two "
+    "processors and 2 GiB, and their RTO is no promise any more.",
+)
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Leave out the drills that went well by the report which is in the folder of --report.",
+)
 @click.option("--verbose", is_flag=True, help="Show the consoles of the virtual machines.")
 @recovery_key_options
 @verb
@@ -124,6 +137,8 @@ def drill(
     memory_mib: int | None,
     keep: Path | None,
     report_folder: Path | None,
+    jobs: int,
+    resume: bool,
     verbose: bool,
     recovery_key: Path | None,
     passphrase_file: Path | None,
@@ -144,12 +159,15 @@ def drill(
       remetal drill ssh://backup@10.0.0.5/srv/images latest
       remetal drill --fixture uefi-ext4 --fixture bios-ext4
       remetal drill --fixture uefi-raid1-lvm --vary reversed --vary larger
+      remetal drill --matrix vm-fixtures/matrix.toml --jobs 2 --report drills --resume
     """
     cells = read_matrix(matrix) if matrix else cross(fixtures, variations)
     if [bool(fixtures), bool(image), matrix is not None].count(True) != 1 or (image and not repo):
         raise UsageError("a drill needs REPO and IMAGE, or --fixture NAME, or --matrix FILE")
     if repo is not None and len(cells) > 1:
         raise UsageError("one repository is made in REPO, so there can be one --fixture")
+    if resume and (report_folder is None or not cells):
+        raise UsageError("--resume goes with --report, and with --fixture or --matrix")
     if iso is not None:
         iso_image.read(iso, ".disk/info")  # better known before anything else is done
     choices = run.Choices(
@@ -180,7 +198,9 @@ def drill(
             if report_folder is not None:
                 report.write(results, report_folder)
 
-        results = drill_all(cells, choices, settings, keep_report)
+        found = report.read(report_folder) if resume and report_folder else []
+        known = went_well(cells, choices, found)
+        results = drill_all(cells, choices, settings, keep_report, jobs, known)
     _tell(out, results, report_folder)
 
 

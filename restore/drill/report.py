@@ -9,6 +9,7 @@ from typing import Any, Final
 import jinja2
 import msgspec
 
+from imager.errors import ConfigError
 from imager.units import format_duration, format_size
 from restore.drill.evidence import Difference
 from restore.drill.steps import Step
@@ -20,6 +21,7 @@ _TEMPLATES: Final = jinja2.Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
+_REPORT: Final = "report.json"
 _ROW: Final = 22  # height of a line in the picture
 _CHART: Final = 640  # width of the time axis
 _TICKS: Final = 6
@@ -81,6 +83,10 @@ class Result:
         """Which drill this is."""
         varied = f", {self.variation}" if self.variation != "same" else ""
         return f"{self.name} ({self.firmware}, {self.medium}{varied})"
+
+
+class _Report(msgspec.Struct, frozen=True):
+    drills: list[Result]
 
 
 def document(results: Sequence[Result]) -> dict[str, Any]:
@@ -176,10 +182,31 @@ def lines(result: Result) -> Iterator[str]:
 def write(results: Sequence[Result], folder: Path) -> None:
     """Write `report.json` and the picture `timeline.svg` into a folder, which is made."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "report.json").write_bytes(
+    (folder / _REPORT).write_bytes(
         msgspec.json.format(msgspec.json.encode(document(results)), indent=2) + b"\n"
     )
     (folder / "timeline.svg").write_text(picture(results))
+
+
+def read(folder: Path) -> list[Result]:
+    """Return the results that `write` left in a folder; none where it left none.
+
+    Raises:
+        ConfigError: what is there is no such report.
+    """
+    place = folder / _REPORT
+    try:
+        return msgspec.json.decode(place.read_bytes(), type=_Report, dec_hook=_path).drills
+    except FileNotFoundError:
+        return []
+    except (OSError, msgspec.MsgspecError) as error:
+        raise ConfigError(
+            f"{place} is no report of drills: {error}", hint="Name another folder with --report."
+        ) from error
+
+
+def _path(kind: type[Path], text: str) -> Path:
+    return kind(text)
 
 
 def picture(results: Sequence[Result]) -> str:

@@ -327,7 +327,8 @@ def _conduct(
         variation=choices.variation.value,
     )
     sheet = _Sheet(started)
-    steps = Steps(name, settings.say)
+    varied = "" if choices.variation is Variation.SAME else f" {choices.variation}"
+    steps = Steps(f"{name}{varied}", settings.say)
     places = _make_places(settings, name, choices)
     try:
         verdict = work(places, steps, sheet)

@@ -47,6 +47,15 @@ def test_a_store_without_a_key_for_the_guest_is_refused_first(
     assert "Give one with --ssh-key FILE" in text
 
 
+@pytest.mark.parametrize("words", [["--fixture", "a"], ["/repo", "latest", "--report", "there"]])
+def test_only_a_report_of_fixtures_is_resumed(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, text = _fails(capsys, *words, "--resume")
+    assert code == 2
+    assert "--resume goes with --report" in text
+
+
 def test_one_store_takes_one_fixture(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["/repo", "--fixture", "uefi-ext4", "--fixture", "bios-ext4"]
     code, text = _fails(capsys, *words)

@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ from imager.errors import ConfigError
 from restore.drill import fixture, matrix, run
 from restore.drill.bring_back import Settings
 from restore.drill.fixture import checkout
-from restore.drill.matrix import Cell, cross, drill_all, read_matrix
+from restore.drill.matrix import Cell, cross, drill_all, read_matrix, went_well
 from restore.drill.qemu import TCG
 from restore.drill.report import Outcome, Result
 from restore.drill.scenario import Medium
@@ -81,3 +82,50 @@ def test_drills_share_a_medium_and_each_is_told_of_whatever_becomes_of_another(
     assert all("No space left" in result.proof for result in results)
     assert len(media) == 1
     assert not media[0].exists()
+
+
+def test_drills_beside_each_other_keep_their_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells = cross(["a", "b", "c"], ["same", "larger"])
+    monkeypatch.setattr(Cell, "drill", lambda cell, *_: _result(cell))
+    told: list[Sequence[Result]] = []
+    choices = run.Choices(None, Medium.CD, tmp_path / "rescue.iso", tmp_path)
+    results = drill_all(cells, choices, Settings(TCG, lambda _: None), told.append, lanes=3)
+    assert results == [_result(cell) for cell in cells]
+    assert [len(each) for each in told] == [1, 2, 3, 4, 5, 6]
+
+
+def test_what_went_well_before_is_not_drilled_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secure = Cell("a", Variation.SAME, Firmware.SECUREBOOT, Medium.USB)
+    cells = (*cross(["a", "b"], ["same", "smaller"]), secure)
+    before = [
+        _result(cells[0]),
+        replace(_result(cells[1]), outcome=Outcome.REFUSED),
+        replace(_result(cells[2]), outcome=Outcome.FAILED),
+        replace(_result(cells[3]), medium="usb"),
+    ]
+    choices = run.Choices(None, Medium.CD, tmp_path / "rescue.iso", tmp_path)
+    known = went_well(cells, choices, before)
+    assert known == {cells[0]: before[0], cells[1]: before[1]}
+    drilled: list[Cell] = []
+
+    def drill(cell: Cell, *_: object) -> Result:
+        drilled.append(cell)
+        return _result(cell)
+
+    monkeypatch.setattr(Cell, "drill", drill)
+    told: list[Sequence[Result]] = []
+    results = drill_all(cells, choices, Settings(TCG, lambda _: None), told.append, known=known)
+    assert drilled == [cells[2], cells[3], secure]
+    assert results == [before[0], before[1], *(_result(cell) for cell in drilled)]
+    assert [len(each) for each in told] == [3, 4, 5]
+
+
+def _result(cell: Cell) -> Result:
+    firmware, medium = cell.firmware or Firmware.UEFI, cell.medium or Medium.CD
+    return Result(
+        cell.machine, firmware, medium, "tcg", Outcome.PROVEN, "", variation=cell.variation
+    )

@@ -3,6 +3,9 @@ import xml.etree.ElementTree as ET
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
+from imager.errors import ConfigError
 from restore.drill import report
 from restore.drill.evidence import Difference
 from restore.drill.report import Outcome, Result
@@ -98,3 +101,15 @@ def test_the_picture_is_xml_with_a_bar_for_each_step() -> None:
 
 def test_a_picture_of_nothing_is_no_error() -> None:
     assert report.picture([]).startswith("<svg")
+
+
+def test_what_was_written_is_read_again(tmp_path: Path) -> None:
+    assert report.read(tmp_path) == []
+    report.write([GOOD, BAD], tmp_path)
+    assert report.read(tmp_path) == [GOOD, BAD]
+
+
+def test_a_report_that_is_none_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "report.json").write_text('{"drills": [{}]}')
+    with pytest.raises(ConfigError, match=r"report\.json is no report of drills"):
+        report.read(tmp_path)
