@@ -30,11 +30,15 @@ RESUME ?=
 drills: setup
 	$(BIN)/remetal drill --matrix vm-fixtures/matrix.toml --report .cache/drills --jobs $(JOBS) $(if $(RESUME),--resume)
 
+# Two processes share the tests, so that what waits costs nothing; a drill's machine has two processors, and more
+# would only fight for them.
+PYTEST := $(BIN)/pytest --numprocesses=2 --dist=loadgroup --no-loadscope-reorder
+
 test: setup
-	$(BIN)/pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: setup
-	$(BIN)/pytest
+	$(PYTEST)
 
 # Stops capture, prune, check, repair and parity at every file-system operation in turn;
 # `.venv/bin/python -m tests.torture --help` tells how to repeat a single point.

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from imager.capture.pipeline import Pipeline
@@ -20,6 +21,29 @@ from imager.repository.image import ExtentsNote, Manifest, Summary, VolumeSummar
 from imager.repository.keyring import Credential
 from imager.repository.repository import Repository, now
 from imager.repository.session import Counters, Session
+
+
+# A drill beside a test may take the processor for seconds: how long an example takes says nothing.
+hypothesis.settings.register_profile(
+    "busy", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("busy")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Share the tests out: a file to a process, and all drills, which begin first, to one.
+
+    Drills wait for the same machines to be built; what holds a store or a medium up is made once for
+    a file.
+    """
+    items.sort(key=lambda item: not _is_drill(item))
+    for item in items:
+        place = item.path.parent if _is_drill(item) else item.path
+        item.add_marker(pytest.mark.xdist_group(place.name))
+
+
+def _is_drill(item: pytest.Item) -> bool:
+    return item.path.parent.name == "drills"
 
 
 @dataclass(frozen=True)
