@@ -22,7 +22,6 @@ from imager.repository.keyring import Credential
 from imager.repository.repository import Repository, now
 from imager.repository.session import Counters, Session
 
-
 # A drill beside a test may take the processor for seconds: how long an example takes says nothing.
 hypothesis.settings.register_profile(
     "busy", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]

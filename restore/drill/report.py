@@ -22,6 +22,7 @@ _TEMPLATES: Final = jinja2.Environment(
     lstrip_blocks=True,
 )
 _REPORT: Final = "report.json"
+_PICTURE: Final = "timeline.svg"
 _ROW: Final = 22  # height of a line in the picture
 _CHART: Final = 640  # width of the time axis
 _TICKS: Final = 6
@@ -180,12 +181,16 @@ def lines(result: Result) -> Iterator[str]:
 
 
 def write(results: Sequence[Result], folder: Path) -> None:
-    """Write `report.json` and the picture `timeline.svg` into a folder, which is made."""
+    """Write `report.json` and the picture `timeline.svg` into a folder, which is made.
+
+    What was there stays whole until the new is.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / _REPORT).write_bytes(
-        msgspec.json.format(msgspec.json.encode(document(results)), indent=2) + b"\n"
-    )
-    (folder / "timeline.svg").write_text(picture(results))
+    text = msgspec.json.format(msgspec.json.encode(document(results)), indent=2) + b"\n"
+    for name, content in ((_REPORT, text), (_PICTURE, picture(results).encode())):
+        partial = folder / f".{name}.partial"
+        partial.write_bytes(content)
+        partial.replace(folder / name)
 
 
 def read(folder: Path) -> list[Result]:

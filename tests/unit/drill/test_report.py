@@ -107,6 +107,24 @@ def test_what_was_written_is_read_again(tmp_path: Path) -> None:
     assert report.read(tmp_path) == []
     report.write([GOOD, BAD], tmp_path)
     assert report.read(tmp_path) == [GOOD, BAD]
+    assert {path.name for path in tmp_path.iterdir()} == {"report.json", "timeline.svg"}
+
+
+def test_a_report_stays_whole_when_there_is_no_room_for_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report.write([GOOD], tmp_path)
+
+    def half(path: Path, content: bytes) -> int:
+        with path.open("wb") as file:
+            file.write(content[:10])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", half)
+    with pytest.raises(OSError, match="No space"):
+        report.write([GOOD, BAD], tmp_path)
+    monkeypatch.undo()
+    assert report.read(tmp_path) == [GOOD]
 
 
 def test_a_report_that_is_none_is_refused(tmp_path: Path) -> None:
