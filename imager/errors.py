@@ -56,8 +56,7 @@ hint: the next thing a tired person should do.
     └── Interrupted               130
 """
 
-from collections.abc import Callable
-from typing import Any, ClassVar, Final
+from typing import ClassVar, Final
 
 
 class RemetalError(Exception):
@@ -76,16 +75,6 @@ class RemetalError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = self.default_hint if hint is None else hint
-
-    def __reduce__(self) -> tuple[Callable[..., "RemetalError"], tuple[Any, ...]]:
-        """Let it pass from one process to another, whatever its class is made from."""
-        return _same, (type(self), self.args, self.__dict__)
-
-
-def _same(kind: type[RemetalError], args: Any, fields: dict[str, Any]) -> RemetalError:
-    error = kind.__new__(kind, *args)
-    error.__dict__.update(fields)
-    return error
 
 
 class UsageError(RemetalError):

@@ -68,9 +68,12 @@ def _receive(lane: Connection) -> Any:
         answer, error = lane.recv()
     except EOFError as gone:
         raise DrillError("a process that ran drills ended before its drill did") from gone
-    if error is not None:
-        raise error
-    return answer
+    if error is None:
+        return answer
+    kind, args, fields = error
+    raised = kind.__new__(kind, *args)
+    raised.__dict__.update(fields)
+    raise raised
 
 
 @contextmanager
@@ -108,7 +111,8 @@ def _lane(work: Callable[[Any], Any], end: Connection, foreign: Sequence[Connect
             try:
                 end.send((work(item), None))
             except RemetalError as error:
-                end.send((None, error))
+                # In parts: pickle would call its class with what the message was made of.
+                end.send((None, (type(error), error.args, error.__dict__)))
     except (KeyboardInterrupt, EOFError):
         return
 
