@@ -41,7 +41,8 @@ def show(
     recovery_key: Path | None,
     passphrase_file: Path | None,
 ) -> None:
-    """Show the machine in IMAGE: firmware, disks, tables, layers, filesystems, how each was read.
+    """Show the machine in IMAGE: firmware, network cards, disks, tables, layers, filesystems, and
+    how each was read.
 
     IMAGE is `latest`, a machine's name (its newest image), or the beginning of an image's id.
 
@@ -79,6 +80,8 @@ def _machine(opened: OpenImage) -> Tree:
         f"source {summary.source}, signed by {escape(opened.image.certificate.name)}"
     )
     _firmware(tree, machine)
+    for card in machine.cards:
+        tree.add(escape(f"network card {card.title}: {card.describe()}"))
     used = {volume.id: volume.used for volume in summary.volumes}
     for sentence in machine.layers.lacking():
         tree.add(escape(f"{sentence}: it is not in this image"))

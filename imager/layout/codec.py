@@ -19,7 +19,7 @@ from imager.layout.machine import Machine
 _Document = TypeVar("_Document")
 
 # Fields of a machine that came after the first version, and what they are when left out.
-_LATER: Final[dict[str, Any]] = {"layers": msgspec.to_builtins(Layers())}
+_LATER: Final[dict[str, Any]] = {"layers": msgspec.to_builtins(Layers()), "cards": ()}
 
 
 def encode(value: Any) -> bytes:

@@ -8,6 +8,7 @@ from imager.layout.disk import Disk, Volume
 from imager.layout.filesystem import Filesystem
 from imager.layout.firmware import Firmware
 from imager.layout.layers import Layers
+from imager.layout.network import NetworkCard
 from imager.layout.partition_table import Partition
 
 _ESP_TYPES: Final = frozenset({"C12A7328-F81F-11D2-BA4B-00A0C93EC93B", "ef"})
@@ -25,6 +26,7 @@ class Machine:
         firmware: how it starts.
         disks: in the order they were captured.
         layers: what lies between volumes and filesystems: md, LUKS, LVM, btrfs, bcache.
+        cards: its network cards; empty where none are known, as of disk files.
     """
 
     id: str
@@ -33,6 +35,7 @@ class Machine:
     firmware: Firmware
     disks: tuple[Disk, ...]
     layers: Layers = field(default_factory=Layers)
+    cards: tuple[NetworkCard, ...] = ()
 
     def volumes(self) -> Iterator[tuple[Disk, Volume]]:
         """Yield every volume with the disk it lies on, in order."""

@@ -8,13 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from imager import blockdev
 from imager.blockdev import WriteMark
-from imager.errors import UsageError
+from imager.errors import SourceError, UsageError
 from imager.layout.disk import Disk, DiskIdentity
 from imager.layout.machine import Machine
+from imager.layout.network import NetworkCard
 from imager.probe.disk import probe_disk
 from imager.probe.firmware import infer_firmware, read_firmware
 from imager.probe.layers import read_layers
+from imager.probe.network import read_cards
 
 _PRODUCT_UUID: Final = Path("/sys/class/dmi/id/product_uuid")
 _MACHINE_ID: Final = Path("/etc/machine-id")
@@ -54,8 +57,9 @@ class ProbeSource:
 def probe_machine(sources: Sequence[ProbeSource], name: str, *, every_gap: bool = False) -> Machine:
     """Return the machine that the disks make up.
 
-    If all are built into the machine that runs this, its id and firmware are asked; otherwise the
-    disks speak for themselves, and the architecture is taken to be the one of this machine.
+    If all are built into the machine that runs this, its id, firmware and network cards are asked;
+    otherwise the disks speak for themselves, nothing is known of network cards, and the
+    architecture is taken to be the one of this machine.
     `every_gap` keeps unpartitioned space of any size.
 
     Raises:
@@ -83,7 +87,16 @@ def probe_machine(sources: Sequence[ProbeSource], name: str, *, every_gap: bool 
         firmware=read_firmware() if is_here else infer_firmware(disks, layers),
         disks=disks,
         layers=layers,
+        cards=_cards_here(sources) if is_here else (),
     )
+
+
+def _cards_here(sources: Sequence[ProbeSource]) -> tuple[NetworkCard, ...]:
+    try:
+        system = blockdev.disks_under(Path("/"))
+    except (OSError, SourceError):
+        system = frozenset()
+    return read_cards((source.path for source in sources), system)
 
 
 def this_machine_id(

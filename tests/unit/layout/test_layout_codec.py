@@ -12,6 +12,7 @@ from imager.layout.disk import Disk, DiskIdentity, Volume, VolumeRole
 from imager.layout.filesystem import Filesystem
 from imager.layout.firmware import BootEntry, Firmware, FirmwareKind
 from imager.layout.machine import Machine
+from imager.layout.network import NetworkCard
 from imager.layout.partition_table import Partition, PartitionTable, TableKind
 
 # JSON has no lone surrogates; sizes fit in 63 bits.
@@ -36,7 +37,13 @@ firmwares = st.builds(
     Firmware, st.sampled_from(FirmwareKind), st.none() | st.booleans(),
     st.lists(st.builds(BootEntry, text, text, text), max_size=2).map(tuple),
 )  # fmt: skip
-machines = st.builds(Machine, text, text, text, firmwares, st.lists(disks, max_size=2).map(tuple))
+cards = st.builds(
+    NetworkCard, maybe, st.lists(text, max_size=2).map(tuple), maybe, maybe, text
+)  # fmt: skip
+machines = st.builds(
+    Machine, text, text, text, firmwares, st.lists(disks, max_size=2).map(tuple),
+    cards=st.lists(cards, max_size=2).map(tuple),
+)  # fmt: skip
 
 
 @given(machines)
@@ -59,6 +66,14 @@ def test_volumes_with_their_disks() -> None:
     (disk,) = EXAMPLE.disks
     assert list(EXAMPLE.volumes()) == [(disk, disk.volumes[0])]
     assert disk.volumes[0].end == 4096
+
+
+def test_network_cards_are_left_out_where_none_are_known_as_older_versions_wrote_it() -> None:
+    old = codec.encode(EXAMPLE)
+    assert b"cards" not in old
+    assert codec.decode(old, Machine, "it").cards == ()
+    with pytest.raises(UnsupportedFormat, match="cards"):
+        codec.decode(old[:-1] + b',"cards":[]}', Machine, "it")
 
 
 @pytest.mark.parametrize(

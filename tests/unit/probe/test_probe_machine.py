@@ -1,5 +1,6 @@
 """A machine's id is the same at every capture, and never a placeholder."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ from imager.errors import UsageError
 from imager.layout import codec
 from imager.layout.firmware import FirmwareKind
 from imager.layout.machine import Machine
+from imager.layout.network import NetworkCard
+from imager.probe import machine as module
 from imager.probe.machine import ProbeSource, probe_machine, this_machine_id
 
 UUID = "4C4C4544-0042-3510-8052-B4C04F4E3132"
@@ -52,6 +55,17 @@ def test_disk_files_speak_for_themselves(tmp_path: Path) -> None:
     assert [disk.origin for disk in machine.disks] == ["/srv/a", "/srv/b"]
     assert machine.firmware.kind is FirmwareKind.BIOS
     assert codec.decode(codec.encode(machine), Machine, "it") == machine
+    assert machine.cards == ()  # those of this host are not theirs
+
+
+def test_disks_of_this_machine_bring_its_network_cards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = NetworkCard("eth0", (), "52:54:00:aa:00:01", "igb", "0000:01:00.0")
+    monkeypatch.setattr(module, "read_cards", lambda disks, system: (card,))
+    here, elsewhere = replace(make(tmp_path / "a"), of_this_machine=True), make(tmp_path / "b")
+    assert probe_machine([here], "web01").cards == (card,)
+    assert probe_machine([here, elsewhere], "web01").cards == ()
 
 
 def test_the_id_of_disk_files_stays(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The tables of FORMAT.md against the constants of the code."""
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 
 import imager.repository
 from imager.capture import chunker
+from imager.layout.network import NetworkCard
 from imager.repository import (
     chunk,
     envelope,
@@ -147,6 +149,8 @@ def test_documents() -> None:
         assert f'"{field}"' in section(3)
     for field in (*Summary.__struct_fields__, *Manifest.__struct_fields__):
         assert f"`{field}`" in section(10)
+    for field in dataclasses.fields(NetworkCard):
+        assert f"`{field.name}`" in section(10)
 
 
 def test_statements() -> None:
