@@ -15,9 +15,11 @@ from restore.boot_steps import (
     EnsureFallbackLoader,
     Esp,
     LogToEsp,
+    MapCards,
     RepairInitramfs,
     SetBootEntries,
 )
+from restore.cards import CardMatch, crossed_names, free_cards, match_cards
 from restore.circumstances import Surroundings, Wishes
 from restore.steps import Step
 from restore.target import Target, TargetKind
@@ -30,16 +32,55 @@ _LINUX: Final = frozenset(
 
 def plan_boot(
     machine: Machine, targets: dict[str, Target], wishes: Wishes, surroundings: Surroundings
-) -> tuple[tuple[Step, ...], tuple[str, ...]]:
-    """Return the steps that make the machine start, and what can't be done about it."""
+) -> tuple[tuple[Step, ...], tuple[str, ...], tuple[CardMatch, ...]]:
+    """Return the steps that make the machine start, what can't be done about it, and its cards.
+
+    Raises:
+        UsageError: a network card that was named is not in the image, or not here.
+    """
+    is_for_here = all(target.kind is TargetKind.DEVICE for target in targets.values())
+    cards = (
+        match_cards(
+            machine.cards, surroundings.cards, named=wishes.nics, linked=surroundings.linked
+        )
+        if is_for_here
+        else ()
+    )
+    for_system = _plan_system(machine, targets, wishes, surroundings, cards)
     for_firmware, notes = _plan_firmware(machine, targets, wishes, surroundings)
-    return (*_plan_system(machine, targets, wishes, surroundings), *for_firmware), notes
+    mapped = any(isinstance(step, MapCards) for step in for_system)
+    return (
+        (*for_system, *for_firmware),
+        (*_card_notes(cards, wishes, mapped=mapped), *notes),
+        cards,
+    )
+
+
+def _card_notes(cards: tuple[CardMatch, ...], wishes: Wishes, *, mapped: bool) -> Iterator[str]:
+    """Say what becomes of cards that nothing is done for."""
+    lost = [match.saved.title for match in cards if match.here is None]
+    if lost:
+        yield (
+            f"No card here takes the place of {', '.join(lost)}: the machine comes back without. "
+            "--nic (in an order: nics) says which one does."
+        )
+    if any(match.differs for match in cards) and not mapped:
+        yield (
+            "The network cards are not the saved ones, and the restored system is left as it is: it "
+            "may come up without its network."
+        )
+    if wishes.nics and not mapped:
+        yield "--nic has no effect: nothing about network cards is changed."
 
 
 def _plan_system(
-    machine: Machine, targets: dict[str, Target], wishes: Wishes, surroundings: Surroundings
+    machine: Machine,
+    targets: dict[str, Target],
+    wishes: Wishes,
+    surroundings: Surroundings,
+    cards: tuple[CardMatch, ...],
 ) -> tuple[Step, ...]:
-    """Return the steps that make the restored system find its disks."""
+    """Return the steps that make the restored system find its disks and its network cards."""
     is_for_here = all(target.kind is TargetKind.DEVICE for target in targets.values())
     contents = {
         volume.filesystem.type
@@ -55,7 +96,12 @@ def _plan_system(
         for disk in machine.disks
         if disk.id in targets
     )
-    return (RepairInitramfs(disks),)
+    others = tuple(match for match in cards if match.differs)
+    if not others:
+        return (RepairInitramfs(disks),)
+    crossed = crossed_names(cards, surroundings.cards)
+    free = free_cards(cards, surroundings.cards)
+    return (MapCards(disks, others, free), RepairInitramfs(disks, crossed))
 
 
 def _plan_firmware(

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from imager.layout.firmware import BootEntry
+from imager.layout.network import NetworkCard
+from restore.cards import CardMatch
 from restore.target import Target
 
 # How UEFI writes the architectures of `uname -m` in file names.
@@ -115,11 +117,61 @@ class DiskDrivers:
 
 
 @dataclass(frozen=True, slots=True)
+class MapCards:
+    """Let the restored system find its network cards by the names and settings of the old ones.
+
+    Attributes:
+        disks: that the system is on.
+        cards: saved cards that another one here takes the place of, or that are in another place.
+        free: cards here that take no saved card's place.
+    """
+
+    name: ClassVar[str] = "map-cards"
+    disks: tuple[DiskDrivers, ...]
+    cards: tuple[CardMatch, ...]
+    free: tuple[NetworkCard, ...] = ()
+
+    @property
+    def addresses(self) -> dict[str, str]:
+        """Addresses that are gone, each with the one that is there instead."""
+        return {
+            match.saved.mac: match.here.mac
+            for match in self.cards
+            if match.saved.mac and match.here and match.here.mac
+            if match.saved.mac != match.here.mac
+        }
+
+    def describe(self) -> str:
+        """Say what happens."""
+        told = self.addresses
+        addresses = "; ".join(f"{old} becomes {new}" for old, new in told.items())
+        rewritten = (
+            "in udev's rules, .link and .network files, netplan, NetworkManager, ifcfg and "
+            f"interfaces files, where they choose a card by its address: {addresses}; "
+            if told
+            else ""
+        )
+        names = ", ".join(match.saved.title for match in self.cards)
+        return (
+            f"restored system: {rewritten}keep the names of its network cards ({names}), with a "
+            f"file in /etc/systemd/network for each card that nothing else names; all other bytes "
+            "and machine-id stay"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class RepairInitramfs:
-    """Rebuild an initramfs of the restored system, only where it lacks drivers of its new disks."""
+    """Rebuild an initramfs of the restored system, only where it lacks drivers of its new disks.
+
+    Attributes:
+        disks: that the system is on.
+        crossed: names of network cards that udev in the initramfs could give to other ones; None
+            where no cards are mapped.
+    """
 
     name: ClassVar[str] = "repair-initramfs"
     disks: tuple[DiskDrivers, ...]
+    crossed: tuple[str, ...] | None = None
 
     def describe(self) -> str:
         """Say what happens."""
@@ -132,9 +184,13 @@ class RepairInitramfs:
         )
         return (
             "restored system: look, and write nothing, whether the initramfs of each kernel has the "
-            f"drivers of the disks it starts from ({each}); only if not: rebuild it with the "
-            "system's own tool"
+            f"drivers of the disks it starts from ({each}){self._names}; only if not: rebuild it "
+            "with the system's own tool"
         )
+
+    @property
+    def _names(self) -> str:
+        return "" if self.crossed is None else ", and leaves network cards the names they must have"
 
 
 @dataclass(frozen=True, slots=True)

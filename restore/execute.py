@@ -19,8 +19,14 @@ from typing import Any, Final
 from imager.errors import RemetalError, TargetError, VerificationFailed
 from imager.stages import Stages
 from restore import journal
-from restore.boot_steps import EnsureFallbackLoader, LogToEsp, RepairInitramfs, SetBootEntries
-from restore.bootrepair import efi, fallback, repair
+from restore.boot_steps import (
+    EnsureFallbackLoader,
+    LogToEsp,
+    MapCards,
+    RepairInitramfs,
+    SetBootEntries,
+)
+from restore.bootrepair import efi, fallback, network, repair
 from restore.bootrepair.esp import write_log
 from restore.comparison import (
     Differences,
@@ -95,7 +101,7 @@ Measure = Callable[[str, Stages], None]
 _GO_ON: Final = "What is written so far stays: the same restore, started again, goes on from there."
 
 # After these the restored filesystems are touched by other programs, which lock the disk themselves.
-_BOOT_STEPS = (RepairInitramfs, EnsureFallbackLoader, SetBootEntries, LogToEsp)
+_BOOT_STEPS = (MapCards, RepairInitramfs, EnsureFallbackLoader, SetBootEntries, LogToEsp)
 
 
 def execute(
@@ -389,9 +395,12 @@ def _change_superblock(opened: OpenTarget, step: RelocateMdSuperblock | KeepMemb
 
 
 def _run_boot_step(
-    step: RepairInitramfs | EnsureFallbackLoader | SetBootEntries | LogToEsp, log: Callable[[], str]
+    step: MapCards | RepairInitramfs | EnsureFallbackLoader | SetBootEntries | LogToEsp,
+    log: Callable[[], str],
 ) -> tuple[tuple[str, ...], str]:
     match step:
+        case MapCards():
+            return network.map_cards(step), "restored system"
         case RepairInitramfs():
             return repair.repair(step), "restored system"
         case EnsureFallbackLoader():

@@ -20,8 +20,9 @@ from typing import Final
 
 import msgspec
 
-from imager import process
+from imager import netdev, process
 from imager.errors import ConfigError, StoreUnreachable
+from imager.layout.network import NetworkCard
 from imager.network_settings import NetworkSettings
 from imager.repository.backend.endpoint import Endpoint
 from restore.medium import RUN
@@ -45,12 +46,14 @@ class Card:
         hardware_address: as "52:54:00:12:34:56".
         has_link: something answers at the other end of its cable.
         addresses: that it has, with their prefix length; those that lead further than the cable.
+        hardware: what it is; None where it is made by software.
     """
 
     name: str
     hardware_address: str
     has_link: bool
     addresses: tuple[str, ...] = ()
+    hardware: NetworkCard | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +97,9 @@ def cards() -> tuple[Card, ...]:
 
     Raises:
         ProgramError: `ip` fails.
+        OSError: sysfs can't be read.
     """
+    hardware = {card.name: card for card in netdev.physical_cards()}
     found = msgspec.json.decode(_ip("-json", "address"), type=list[_Interface])
     return tuple(
         Card(
@@ -106,6 +111,7 @@ def cards() -> tuple[Card, ...]:
                 for info in each.addr_info
                 if info.scope == "global"
             ),
+            hardware.get(each.ifname),
         )
         for each in found
         if each.link_type == "ether"

@@ -19,6 +19,7 @@ from typing import Any
 
 from imager.units import format_size
 from restore import foreign
+from restore.cards import CardMatch
 from restore.steps import CompareVolume, Phase, Resume, Step, VerifyVolume, WriteVolume
 from restore.target import Target
 
@@ -39,6 +40,8 @@ class Plan:
             the order in which the repository stores what they share; so do their verifications.
         notes: what a person must know that is no step.
         left_out: ids of saved disks that are not restored.
+        cards: network cards of the machine, and what takes their places; empty where none are known,
+            or where files are restored to.
     """
 
     machine: str
@@ -49,6 +52,7 @@ class Plan:
     steps: tuple[Step, ...]
     notes: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
+    cards: tuple[CardMatch, ...] = ()
 
     @property
     def data(self) -> int:
@@ -92,6 +96,10 @@ class Plan:
             "taken": self.taken,
             "targets": [_plain(target) for target in self.targets],
             "left_out": list(self.left_out),
+            "cards": [
+                {"text": match.describe(), "differs": match.differs, **_step_fields(match)}
+                for match in self.cards
+            ],
             "steps": [
                 {"step": step.name, "text": step.describe(), **_step_fields(step)}
                 for step in self.steps
@@ -121,6 +129,7 @@ class Plan:
             for place in target.places:
                 yield from _wrap(place.describe(), "    ", "      ")
             yield from _wrap(f"chosen because: {target.basis}", "    ", "      ")
+        yield from self._card_lines()
         yield ""
         yield "Steps:"
         for number, step in enumerate(self.steps, 1):
@@ -143,6 +152,13 @@ class Plan:
             else f"{amount}; reads nothing back."
         )
 
+    def _card_lines(self) -> Iterator[str]:
+        if self.cards:
+            yield ""
+            yield "Network cards:"
+        for match in self.cards:
+            yield from _wrap(match.describe(), "  ", "    ")
+
 
 def _wrap(text: str, first: str, rest: str) -> list[str]:
     return textwrap.wrap(
@@ -155,7 +171,7 @@ def _wrap(text: str, first: str, rest: str) -> list[str]:
     )
 
 
-def _step_fields(step: Step) -> dict[str, Any]:
+def _step_fields(step: Step | CardMatch) -> dict[str, Any]:
     """Return a step's own fields; its target shrinks to the path, since targets are listed."""
     fields: dict[str, Any] = {}
     for field in dataclasses.fields(step):

@@ -89,7 +89,7 @@ def make_plan(
         ObjectDamaged: the layout contradicts itself.
         TargetError: a disk can't be fitted, or the backup GPT can't be moved on this target.
         TargetTooSmall: the data does not fit.
-        UsageError: what shall grow is not in the image.
+        UsageError: what shall grow is not in the image, or a network card that is named not there.
     """
     saved = image.machine
     for match in matches:
@@ -152,7 +152,7 @@ def make_plan(
             )
         )
     steps.extend(step for each in otherwise for step in each.after_table())
-    boot_steps, notes = plan_boot(machine, targets, wishes, surroundings)
+    boot_steps, notes, cards = plan_boot(machine, targets, wishes, surroundings)
     return Plan(
         machine=machine.name,
         machine_id=machine.id,
@@ -170,6 +170,7 @@ def make_plan(
             *notes,
         ),
         left_out=tuple(disk.id for disk in without.disks),
+        cards=cards,
     )
 
 

@@ -13,7 +13,13 @@ from imager.layout.mdraid import MdVersion
 from imager.layout.partition_table import PartitionTable
 from imager.probe.mdraid_superblock import SUPERBLOCK_SIZE, superblock_places
 from imager.units import format_size
-from restore.boot_steps import EnsureFallbackLoader, LogToEsp, RepairInitramfs, SetBootEntries
+from restore.boot_steps import (
+    EnsureFallbackLoader,
+    LogToEsp,
+    MapCards,
+    RepairInitramfs,
+    SetBootEntries,
+)
 from restore.fit_steps import (
     CorrectBootSector,
     GrowFilesystem,
@@ -481,6 +487,7 @@ Step = (
     | KeepMembers
     | RereadTable
     | CheckTable
+    | MapCards
     | RepairInitramfs
     | EnsureFallbackLoader
     | SetBootEntries

@@ -8,15 +8,16 @@ from typing import Final
 
 from imager import blockdev
 from imager.blockdev import BlockDisk
-from imager.errors import NoRoom, NoTarget, SourceError
+from imager.errors import NoRoom, NoTarget, ProgramError, SourceError
 from imager.layout.machine import Machine
 from imager.units import format_size
-from restore import foreign, journal
+from restore import foreign, journal, network
 from restore.bootrepair.drivers import disk_drivers
 from restore.bootrepair.efi import started_by_uefi
 from restore.circumstances import Surroundings
 from restore.journal import head_of
 from restore.match import Match, NewFile, Survey
+from restore.network import Card
 from restore.plan import Plan
 from restore.steps import WriteVolume
 from restore.target import TargetKind
@@ -70,6 +71,7 @@ def surroundings(machine: Machine, matches: Sequence[Match], seen: Survey) -> Su
         if not match.is_new
         and (found := journal.find(match.target.path, head_of(match.saved))) is not None
     }
+    cards = _cards() if is_for_here and machine.cards else ()
     return Surroundings(
         uefi=started_by_uefi(),
         discards=frozenset(device for device in targets if _discards(device)),
@@ -83,6 +85,8 @@ def surroundings(machine: Machine, matches: Sequence[Match], seen: Survey) -> Su
             for match in matches
             if match.target.is_device
         },
+        cards=tuple(card.hardware for card in cards if card.hardware is not None),
+        linked=tuple(card.name for card in cards if card.has_link),
     )
 
 
@@ -112,6 +116,14 @@ def check_room(plan: Plan) -> None:
                 f"{format_size(needed[device])}",
                 hint="Free some room, or choose another place; nothing was written.",
             )
+
+
+def _cards() -> tuple[Card, ...]:
+    """Return the network cards here; a restore does not fail because they can't be listed."""
+    try:
+        return network.cards()
+    except (OSError, ProgramError):
+        return ()
 
 
 def _named(path: Path) -> BlockDisk | NewFile:

@@ -54,7 +54,9 @@ class Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         leave_out: ids or serials of saved disks that are not restored, as with `--leave-out`.
         overwrite_serials: serial numbers of disks that are overwritten although they hold data of
             something else (`restore.foreign`); of a disk without one, its size in bytes.
-        boot_repair: rebuild an initramfs that lacks the drivers of this machine's disks.
+        nics: saved network card → card here, as with `--nic`; by default they are recognised.
+        boot_repair: rebuild an initramfs that lacks the drivers of this machine's disks, and let the
+            restored system find this machine's network cards.
         log_to_esp: also leave the log on the restored machine.
         ssh_key: file in the shared directory that is shown over SSH; without it, and without the
             next one, the passphrase must open the keys on the medium.
@@ -80,6 +82,7 @@ class Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     maps: dict[str, str] = msgspec.field(default_factory=dict)
     leave_out: tuple[str, ...] = ()
     overwrite_serials: tuple[str, ...] = ()
+    nics: dict[str, str] = msgspec.field(default_factory=dict)
     boot_repair: bool = True
     log_to_esp: bool = False
     ssh_key: str | None = None
@@ -169,6 +172,7 @@ def restore(out: Output, share: Path, medium: Medium, order: Order, log: Restore
         leave_out=order.leave_out,
         fit=order.fit,
         grow=order.grow,
+        nics=order.nics,
     )
     mapping = {saved: Path(target) for saved, target in order.maps.items()}
     plan = job.prepare(repository, opened, mapping, wishes, log)

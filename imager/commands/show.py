@@ -41,8 +41,7 @@ def show(
     recovery_key: Path | None,
     passphrase_file: Path | None,
 ) -> None:
-    """Show the machine in IMAGE: firmware, network cards, disks, tables, layers, filesystems, and
-    how each was read.
+    """Show the machine in IMAGE: firmware, cards, disks, tables, layers, filesystems, how each was read.
 
     IMAGE is `latest`, a machine's name (its newest image), or the beginning of an image's id.
 

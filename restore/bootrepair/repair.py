@@ -1,18 +1,23 @@
 """An initramfs gets the drivers of the machine that was restored to, where it lacks them.
 
+It is made anew as well where it would give network cards names that they then keep, against what was
+pinned in the root (`restore.bootrepair.network`).
+
 First all is looked at, and nothing written. Where every kernel finds its disks, not one byte of the
 system changes. What goes wrong is told, never raised: the disks are restored.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from imager.errors import ProgramError
 from restore.boot_steps import DiskDrivers, Driver, RepairInitramfs
 from restore.bootrepair.devices import Devices
+from restore.bootrepair.initramfs import UnknownContent, file_names
 from restore.bootrepair.kernels import Kernel, find_initramfs, has_kernel, kernels
+from restore.bootrepair.network import is_named_early, names_cards
 from restore.bootrepair.rebuild import NotRebuilt, find_tool, modules_of, rebuild
 from restore.bootrepair.systems import MOUNTS, System, mount_systems
 
@@ -29,12 +34,25 @@ class _Finding:
         initramfs: its path in the system; None where there is none.
         modules: that the initramfs must get.
         notes: what a person must know.
+        names_cards: it gives network cards names that must not stand.
     """
 
     version: str
     initramfs: PurePosixPath | None
     modules: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    names_cards: bool = False
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether the initramfs must be made anew."""
+        return bool(self.modules) or self.names_cards
+
+    @property
+    def lack(self) -> str:
+        """What it lacks, in words."""
+        names = ("the names of the network cards",) if self.names_cards else ()
+        return ", ".join((*self.modules, *names))
 
 
 def repair(step: RepairInitramfs, place: Path = MOUNTS) -> tuple[str, ...]:
@@ -46,7 +64,7 @@ def repair(step: RepairInitramfs, place: Path = MOUNTS) -> tuple[str, ...]:
     """
     notes: list[str] = []
     try:
-        lacking = _look(step.disks, place, notes)
+        lacking = _look(step, place, notes)
         if lacking:
             _rebuild_all(step.disks, place, lacking, notes)
     except (ProgramError, OSError, ValueError) as error:
@@ -55,23 +73,23 @@ def repair(step: RepairInitramfs, place: Path = MOUNTS) -> tuple[str, ...]:
 
 
 def _look(
-    disks: Sequence[DiskDrivers], place: Path, notes: list[str]
+    step: RepairInitramfs, place: Path, notes: list[str]
 ) -> dict[tuple[str, str], tuple[_Finding, ...]]:
     """Return, by the keys of systems, what was found where an initramfs must be rebuilt."""
     lacking: dict[tuple[str, str], tuple[_Finding, ...]] = {}
     with ExitStack() as stack:
-        devices = Devices(disks, stack, writable=False)
+        devices = Devices(step.disks, stack, writable=False)
         systems = 0
         for system in mount_systems(devices, stack, place=place):
             systems += 1
-            findings, reasons = _examine(system, disks)
+            findings, reasons = _examine(system, step)
             notes.extend(f"{system.title}: {reason}" for reason in reasons)
-            wanted = tuple(found for found in findings if found.modules)
+            wanted = tuple(found for found in findings if found.is_stale)
             if wanted:
                 lacking[system.key] = wanted
             for found in findings:
                 notes.extend(found.notes)
-            fine = [found.version for found in findings if not found.modules and not found.notes]
+            fine = [found.version for found in findings if not (found.is_stale or found.notes)]
             if fine:
                 notes.append(
                     f"{system.title}: {', '.join(fine)} has the drivers of its disks, nothing to do"
@@ -96,17 +114,19 @@ def _no_system(devices: Devices) -> str:
     )
 
 
-def _examine(
-    system: System, disks: Sequence[DiskDrivers]
-) -> tuple[tuple[_Finding, ...], tuple[str, ...]]:
+def _examine(system: System, step: RepairInitramfs) -> tuple[tuple[_Finding, ...], tuple[str, ...]]:
     """Return what its kernels lack, and why something could not be looked at."""
     missing = [f"{point} ({why})" for point, why in system.missing if point in _NEEDED_TO_LOOK]
     if missing:
         return (), (f"not looked into, without its {', '.join(missing)}",)
-    mine = [disk for disk in disks if disk.target.path in system.disks]
+    mine = [disk for disk in step.disks if disk.target.path in system.disks]
     findings = tuple(
         found for kernel in kernels(system) if (found := _finding(system, kernel, mine)) is not None
     )
+    if step.crossed is not None and is_named_early(system.root, step.crossed):
+        findings = tuple(
+            replace(found, names_cards=_names_cards(system, found.initramfs)) for found in findings
+        )
     return findings, () if findings else ("no kernel was found there",)
 
 
@@ -137,6 +157,16 @@ def _finding(system: System, kernel: Kernel, disks: Sequence[DiskDrivers]) -> _F
     return _Finding(version, path, modules, tuple(notes))
 
 
+def _names_cards(system: System, path: PurePosixPath | None) -> bool:
+    """Return whether an initramfs names network cards; one that can't be looked into may."""
+    if path is None:
+        return False
+    try:
+        return names_cards(tuple(file_names(system.inside(path))))
+    except UnknownContent:
+        return True
+
+
 def _rebuild_all(
     disks: Sequence[DiskDrivers],
     place: Path,
@@ -157,7 +187,7 @@ def _rebuild_all(
 def _rebuild_one(
     system: System, kernel: Kernel, found: _Finding, drivers: Sequence[Driver]
 ) -> Iterator[str]:
-    path, names = found.initramfs, ", ".join(found.modules)
+    path, names = found.initramfs, found.lack
     assert path is not None  # noqa: S101  only of an initramfs it is said what it must get
     try:
         tool = find_tool(system)
@@ -165,12 +195,16 @@ def _rebuild_one(
     except (NotRebuilt, ProgramError, OSError, ValueError) as error:
         yield (
             f"WARNING: {path} on {system.title} lacks {names}, and was not rebuilt: "
-            f"{_reason(error)}. The machine may not find its disk. By hand: mount it, chroot into "
+            f"{_reason(error)}. The machine may not find {_lost(found)}. By hand: mount it, chroot into "
             f"it, and make {path} again with {names} in it"
         )
         yield from (f"| {line}" for line in (error.said if isinstance(error, NotRebuilt) else ()))
         return
     yield f"{path} on {system.title} lacked {names} and was rebuilt with it; {kept}"
+
+
+def _lost(found: _Finding) -> str:
+    return "its disk" if found.modules else "its network cards by their names"
 
 
 def _drivers(disks: Sequence[DiskDrivers]) -> tuple[Driver, ...]:

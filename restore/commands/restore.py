@@ -16,6 +16,7 @@ from imager.repository.backend.place import Place
 from imager.repository.repository import Repository
 from imager.units import format_duration
 from restore import foreign, job
+from restore.cards import parse_nics
 from restore.circumstances import Wishes
 from restore.log import DEFAULT_PATH, RestoreLog
 from restore.match import parse_map
@@ -103,7 +104,17 @@ CONFIRMATION = "overwrite"
     "--boot-repair/--no-boot-repair",
     default=None,
     help="Look whether the restored system has the drivers of the disks of this machine in its "
-    "initramfs, and rebuild it with its own tool only if not. By default on the rescue medium only.",
+    "initramfs, and rebuild it with its own tool only if not; keep the names and settings of its "
+    "network cards where they are others now. By default on the rescue medium only.",
+)
+@click.option(
+    "--nic",
+    "nics",
+    multiple=True,
+    metavar="SAVED=CARD",
+    help="Which network card of this machine takes the place of a saved one; may be given more than "
+    "once. Each by its name or its address. By default they are recognised by address, then by "
+    "place and driver, then by the order of their places.",
 )
 @click.option(
     "--log",
@@ -135,6 +146,7 @@ def restore(
     verify_written: bool,
     boot_entries: bool | None,
     boot_repair: bool | None,
+    nics: tuple[str, ...],
     log_path: Path | None,
     log_to_esp: bool,
     stats: bool,
@@ -163,8 +175,9 @@ def restore(
       remetal restore /srv/images web1 --delta --dry-run
       remetal restore /srv/images web1 --leave-out disk1
       remetal restore /srv/images web1 --fit --dry-run
+      remetal restore /srv/images web1 --nic eth0=52:54:00:12:34:56
     """
-    mapping = parse_map(maps)
+    mapping, named = parse_map(maps), parse_nics(nics)
     if out.as_json and not (dry_run or yes):
         raise UsageError("with --json nobody can be asked", hint="Give --yes or --dry-run as well.")
     repository = Repository.open(repo)
@@ -182,6 +195,7 @@ def restore(
         leave_out=leave_out,
         fit=fit,
         grow=grow,
+        nics=named,
     )
     with log.watch():
         opened = job.open_saved(out, repository, image, unlocked, log)

@@ -49,7 +49,7 @@ _FIT: Final = "fit"
 _WISHES: Final = {
     "verify": ("verify_written", "read everything back afterwards"),
     _DELTA: ("delta", "write only what differs on these disks"),
-    _DRIVERS: ("boot_repair", "rebuild an initramfs that lacks drivers of these disks"),
+    _DRIVERS: ("boot_repair", "let the system find these disks and network cards"),
     _ANEW: ("anew", "begin from the start, not where the last restore stopped"),
     _FIT: ("fit", "shrink what has room, where a disk is smaller than the saved one"),
 }

@@ -62,7 +62,7 @@ def test_disks_of_this_machine_bring_its_network_cards(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     card = NetworkCard("eth0", (), "52:54:00:aa:00:01", "igb", "0000:01:00.0")
-    monkeypatch.setattr(module, "read_cards", lambda disks, system: (card,))
+    monkeypatch.setattr(module, "read_cards", lambda *_: (card,))
     here, elsewhere = replace(make(tmp_path / "a"), of_this_machine=True), make(tmp_path / "b")
     assert probe_machine([here], "web01").cards == (card,)
     assert probe_machine([here, elsewhere], "web01").cards == ()

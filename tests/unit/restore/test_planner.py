@@ -7,10 +7,11 @@ import pytest
 from memory_image import MemoryImage, disk, ext4, image_of, machine
 
 from imager.blockdev import BlockDisk
-from imager.errors import ObjectDamaged, TargetError
+from imager.errors import ObjectDamaged, TargetError, UsageError
 from imager.layout.disk import Disk, DiskIdentity, Volume, VolumeRole
 from imager.layout.filesystem import Filesystem
 from imager.layout.firmware import BootEntry, Firmware, FirmwareKind
+from imager.layout.network import NetworkCard
 from imager.layout.partition_table import Partition, PartitionTable, TableKind
 from restore.boot_steps import (
     Driver,
@@ -292,6 +293,91 @@ def test_the_initramfs_is_looked_at_before_firmware_is_told_of_the_machine() -> 
 def test_the_initramfs_of_a_bios_machine_is_looked_at_too() -> None:
     plan = plan_for(image(Firmware(FirmwareKind.BIOS)), wishes=REPAIR)
     assert kinds(plan)[-1] == "RepairInitramfs"
+
+
+OLD_CARD = NetworkCard("eth0", ("enp1s0",), "52:54:00:00:00:01", "igb", "0000:01:00.0")
+NEW_CARD = NetworkCard("enp5s0", ("enp5s0",), "52:54:00:00:00:09", "e1000e", "0000:05:00.0")
+
+
+def with_cards(
+    *cards: NetworkCard,
+    here: tuple[NetworkCard, ...] = (NEW_CARD,),
+    wishes: Wishes = REPAIR,
+    is_device: bool = True,
+) -> Plan:
+    made = image(Firmware(FirmwareKind.BIOS))
+    made.machine = replace(made.machine, cards=cards)
+    surroundings = Surroundings(cards=here, linked=("enp5s0",))
+    return plan_for(made, wishes=wishes, surroundings=surroundings, is_device=is_device)
+
+
+CARDS = """\
+Network cards:
+  eth0, 52:54:00:00:00:01 (igb at 0000:01:00.0): becomes 52:54:00:00:00:09
+    (e1000e at 0000:05:00.0), has a link; chosen because: the only one left
+
+Steps:
+"""
+MAPPED = """\
+ 18. restored system: in udev's rules, .link and .network files, netplan,
+     NetworkManager, ifcfg and interfaces files, where they choose a card by its
+     address: 52:54:00:00:00:01 becomes 52:54:00:00:00:09; keep the names of its
+     network cards (eth0), with a file in /etc/systemd/network for each card
+     that nothing else names; all other bytes and machine-id stay
+"""
+
+
+def test_network_cards_are_mapped_before_the_initramfs_is_looked_at() -> None:
+    plan = with_cards(OLD_CARD)
+    assert kinds(plan)[-2:] == ["MapCards", "RepairInitramfs"]
+    text = "\n".join(plan.lines())
+    assert CARDS in text
+    assert MAPPED.split(". ", 1)[1] in text
+    assert plan.steps[-1].crossed == ()
+    (card,) = plan.document()["cards"]
+    assert card["differs"] is True
+    assert card["saved"]["mac"] == OLD_CARD.mac
+    assert card["here"]["mac"] == NEW_CARD.mac
+    assert plan.document()["steps"][-2]["cards"][0]["saved"]["name"] == "eth0"
+
+
+def test_the_same_network_cards_need_nothing() -> None:
+    plan = with_cards(OLD_CARD, here=(OLD_CARD,))
+    assert kinds(plan)[-1] == "RepairInitramfs"
+    assert "MapCards" not in kinds(plan)
+    assert plan.steps[-1].crossed is None
+    assert "eth0, 52:54:00:00:00:01 (igb at 0000:01:00.0): is here" in "\n".join(plan.lines())
+
+
+def test_a_machine_without_known_cards_is_planned_as_before() -> None:
+    plan = with_cards()
+    assert "MapCards" not in kinds(plan)
+    assert "Network cards" not in "\n".join(plan.lines())
+
+
+def test_a_network_card_without_a_successor_is_named() -> None:
+    second = replace(OLD_CARD, name="eth1", mac="52:54:00:00:00:02", place="0000:02:00.0")
+    plan = with_cards(OLD_CARD, second)
+    assert any("No card here takes the place of eth0, eth1" in note for note in plan.notes)
+    assert "MapCards" not in kinds(plan)
+    named = replace(REPAIR, nics={"eth1": "enp5s0"})
+    plan = with_cards(OLD_CARD, second, wishes=named)
+    assert any("No card here takes the place of eth0:" in note for note in plan.notes)
+    assert plan.steps[-2].addresses == {second.mac: NEW_CARD.mac}
+
+
+def test_a_card_that_is_named_and_not_here_is_refused() -> None:
+    with pytest.raises(UsageError, match="this machine has no network card eth9"):
+        with_cards(OLD_CARD, wishes=replace(REPAIR, nics={"eth0": "eth9"}))
+
+
+@pytest.mark.parametrize("is_device", [True, False])
+def test_nothing_about_network_cards_is_changed_unasked(is_device: bool) -> None:
+    wishes = replace(REPAIR, boot_repair=not is_device, nics={"eth0": "enp5s0"})
+    plan = with_cards(OLD_CARD, wishes=wishes, is_device=is_device)
+    assert "MapCards" not in kinds(plan)
+    assert any("--nic has no effect" in note for note in plan.notes)
+    assert any("may come up without its network" in note for note in plan.notes) is is_device
 
 
 @pytest.mark.parametrize(
