@@ -197,9 +197,10 @@ def change(root: Path, found: Findings) -> Iterator[str]:
 def is_named_early(root: Path, crossed: Collection[str]) -> bool:
     """Return whether names that were pinned come to nothing if the initramfs names cards without them.
 
-    Before version 240 of systemd, and with its naming schemes of before, udev leaves a card alone
-    that was renamed once, as the initramfs may have done. From then on it names it again, but a
-    name that another card took meanwhile is not free.
+    Before version 240 of systemd, udev leaves a card alone that was renamed once, as the initramfs
+    may have done. From then on it names it again, but a name that another card took meanwhile is not
+    free. That a kernel's command line chooses a naming scheme of before (net.naming-scheme=v239) is
+    not seen.
     """
     if not any(inside(root, LINKS).glob("*.link")):
         return False

@@ -1,6 +1,7 @@
 """Network cards are mapped on real filesystems of loop devices, and only where something differs."""
 
 import hashlib
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -8,11 +9,11 @@ from pathlib import Path
 import pytest
 from kernel_mounts import loop, mounted
 
-from imager import process
+from imager import netdev, process
 from imager.layout.network import NetworkCard
 from imager.units import MIB
 from restore.boot_steps import DiskDrivers, MapCards, RepairInitramfs
-from restore.bootrepair.network import map_cards
+from restore.bootrepair.network import change, examine, map_cards
 from restore.bootrepair.repair import repair
 from restore.cards import match_cards
 from restore.execute import Outcome, execute
@@ -107,6 +108,31 @@ def test_files_are_changed_and_named_one_by_one(tmp_path: Path) -> None:
         assert (root / "etc/machine-id").read_text() == MACHINE_ID
         assert [path.name for path in (root / PLAN).parent.iterdir()] == ["lan.yaml"]
     assert process.run("e2fsck", "-fn", disk, accept=(0,))
+
+
+def test_udev_takes_the_name_from_the_file_for_this_card_and_no_other(tmp_path: Path) -> None:
+    here = [card for card in netdev.physical_cards() if card.mac is not None]
+    if not here or not Path("/etc/systemd/network").is_dir() or not shutil.which("udevadm"):
+        pytest.skip("this host has no physical network card, or no udev")
+    plant(tmp_path, "")
+    networked(tmp_path)
+    found = examine(tmp_path, MapCards((), match_cards([SAVED], here[:1])))
+    assert list(change(tmp_path, found))
+
+    def name_of(card: str) -> str:
+        script = 'mount --bind "$1" /etc/systemd/network && exec udevadm test-builtin '
+        script += '--action=add net_setup_link "/sys/class/net/$2"'
+        argv = ("unshare", "--mount", "sh", "-c", script, "sh", (tmp_path / PIN).parent, card)
+        said = process.run(*argv, timeout=60)
+        return dict(line.partition("=")[::2] for line in said.splitlines())["ID_NET_NAME"]
+
+    assert name_of(here[0].name or "") == "enp1s0"
+    # A bridge that has its port's address, as most have.
+    process.run("ip", "link", "add", "alike0", "address", here[0].mac or "", "type", "bridge")
+    try:
+        assert name_of("alike0") == "alike0"
+    finally:
+        process.run("ip", "link", "del", "alike0")
 
 
 @pytest.mark.parametrize(
