@@ -58,7 +58,7 @@ def places(matches: tuple[CardMatch, ...]) -> list[tuple[str | None, CardBasis |
         pytest.param((A,), (), [(None, None)], id="none here"),
         pytest.param(
             (card("a", None, "0000:01:00.0"),),
-            (card("b", None, "0000:01:00.0"), card("c", None, "0000:02:00.0")),
+            (card("b", 1, "0000:01:00.0"), card("c", None, "0000:02:00.0")),
             [("0000:01:00.0", CardBasis.PLACE)],
             id="no address at all is not the same address",
         ),
@@ -67,6 +67,12 @@ def places(matches: tuple[CardMatch, ...]) -> list[tuple[str | None, CardBasis |
             (card("x", 1, "0000:03:00.0"), card("y", 1, "0000:01:00.0")),
             [("0000:01:00.0", CardBasis.PLACE), ("0000:03:00.0", CardBasis.PLACE)],
             id="cards that share an address",
+        ),
+        pytest.param(
+            (A, card("twin", 1, "0000:03:00.0")),
+            (card("x", 1, "0000:03:00.0"),),
+            [(None, None), ("0000:03:00.0", CardBasis.PLACE)],
+            id="saved cards that share an address",
         ),
     ],
 )
