@@ -13,6 +13,7 @@ LABEL_SECTORS: Final = 4  # the label is in one of these
 _LABEL: Final = struct.Struct("<8sQII8s")  # magic, sector, checksum, place of the header, type
 _LABEL_MAGIC: Final = b"LABELONE"
 _LABEL_TYPE: Final = b"LVM2 001"
+_SUM_AT: Final = 16
 _SUMMED_FROM: Final = 20
 _HEADER: Final = struct.Struct("<32sQ")  # id, bytes of the device
 _AREA: Final = struct.Struct("<QQ")  # offset, bytes
@@ -40,7 +41,7 @@ class Label:
     metadata: tuple[tuple[int, int], ...]
 
 
-def _checksum(data: bytes) -> int:
+def _checksum(data: bytes | bytearray) -> int:
     """Return LVM's own checksum: a CRC-32 that begins elsewhere and is not turned at the end."""
     return zlib.crc32(data, _SEED ^ 0xFFFFFFFF) ^ 0xFFFFFFFF
 
@@ -54,6 +55,46 @@ def read_label(fd: int, offset: int, length: int) -> Label:
     if length < LABEL_SECTORS * SECTOR:
         raise StructureError("the volume is too small for a physical volume of LVM")
     start = read_bytes(fd, offset, LABEL_SECTORS * SECTOR)
+    place, header = _header_in(start)
+    return _label(start[place : place + SECTOR], header)
+
+
+def with_text(head: bytes, size: int, text: str) -> bytes:
+    """Return the beginning of a physical volume for a device of another size, with another text.
+
+    Of what its metadata area held nothing is left.
+
+    Args:
+        head: the beginning, with the label and the one metadata area.
+        size: bytes of the device.
+        text: of the volume group.
+
+    Raises:
+        StructureError: `head` is damaged, has not exactly one area, or one too small for the text.
+    """
+    place, header = _header_in(head)
+    areas = _label(head[place : place + SECTOR], header).metadata
+    if len(areas) != 1 or sum(areas[0]) > len(head):
+        raise StructureError("its metadata is not in one area before the first extent")
+    data = text.encode() + b"\0"
+    area, room = areas[0]
+    # LVM keeps the old text until the new one is there.
+    if 2 * len(data) > room - SECTOR:
+        raise StructureError("its metadata area has no room for the new layout")
+    made = bytearray(head)
+    struct.pack_into("<Q", made, place + header + _HEADER.size - 8, size)
+    summed = _checksum(made[place + _SUMMED_FROM : place + SECTOR])
+    struct.pack_into("<I", made, place + _SUM_AT, summed)
+    own = _MDA.pack(0, _MDA_MAGIC, _MDA_VERSION, area, room)
+    own += _TEXT.pack(SECTOR, len(data), _checksum(data), 0)
+    own = own.ljust(SECTOR, b"\0")
+    own = struct.pack("<I", _checksum(own[4:])) + own[4:]
+    made[area : area + room] = (own + data).ljust(room, b"\0")
+    return bytes(made)
+
+
+def _header_in(start: bytes) -> tuple[int, int]:
+    """Return where the label is in the beginning of a physical volume, and its header in that."""
     labels = [
         (number, start[number * SECTOR : (number + 1) * SECTOR])
         for number in range(LABEL_SECTORS)
@@ -65,7 +106,10 @@ def read_label(fd: int, offset: int, length: int) -> Label:
     _, own, checksum, header, kind = _LABEL.unpack_from(sector)
     if own != number or kind != _LABEL_TYPE or checksum != _checksum(sector[_SUMMED_FROM:]):
         raise StructureError("the label of LVM is damaged")
-    position = header
+    return number * SECTOR, header
+
+
+def _label(sector: bytes, position: int) -> Label:
     areas: list[list[tuple[int, int]]] = []
     try:
         identifier, size = _HEADER.unpack_from(sector, position)

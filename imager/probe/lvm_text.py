@@ -4,7 +4,7 @@ The form is that of libdevmapper's configuration files: sections in braces, valu
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Final, TypeAlias
 
 from imager.probe.structure import StructureError
@@ -27,6 +27,39 @@ def parse(text: str) -> Section:
         StructureError: it is none.
     """
     return _Parser(text).top()
+
+
+def render(section: Section) -> str:
+    """Return the text of a section's entries in the form that LVM writes; `parse` reads them again.
+
+    The order of entries is kept: GRUB, which has no parser for it, relies on LVM's.
+    """
+    return "".join(f"{line}\n" for line in _lines(section))
+
+
+def _lines(section: Section) -> Iterator[str]:
+    for name, value in section.items():
+        if isinstance(value, dict):
+            yield f"{name} {{"
+            yield from _lines(value)
+            yield "}"
+        elif isinstance(value, list) and any(isinstance(item, int) for item in value):
+            # Of a segment: what it lies on, and where there.
+            yield f"{name} = ["
+            words = [_word(item) for item in value]
+            yield from (", ".join(words[at : at + 2]) + "," for at in range(0, len(words) - 2, 2))
+            yield ", ".join(words[(len(words) - 1) // 2 * 2 :])
+            yield "]"
+        else:
+            yield f"{name} = {_word(value)}"
+
+
+def _word(value: Value) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(map(_word, value))}]"
+    if isinstance(value, str):
+        return '"' + re.sub(r'(["\\])', r"\\\1", value) + '"'
+    return str(value)
 
 
 def section(parent: Mapping[str, Value], name: str) -> Section:
