@@ -24,8 +24,9 @@ class Wishes:
         log_to_esp: leave the log on the restored machine.
         leave_out: ids or serials of saved disks that are not restored.
         fit: shrink what has room where a target is smaller than the saved disk (`restore.fit`).
-        grow: id of a volume that takes the free space behind it on a larger disk; "last" is the last
-            one of each larger disk; None: nothing grows.
+        grow: id of a volume that takes the free space behind it on a larger disk, or group and name of
+            a logical one, "system/root"; "last" is the last one of each larger disk; None: nothing
+            grows.
         nics: saved network card → card here, where a person says which one takes its place.
     """
 

@@ -263,20 +263,24 @@ class _Comparison:
         return _in_threads(self._work(tolerant=tolerant))
 
     def _work(self, *, tolerant: bool) -> Iterator[_Work]:
-        for runs in each_part(self._image, self._volume, self._step.length):
+        step = self._step
+        source = step.source if isinstance(step, VerifyVolume) else 0
+        for runs in each_part(self._image, self._volume, step.length, source):
             differs = np.zeros(len(runs.data_offsets), dtype=np.bool_)
             self.differs.append(differs)
-            if isinstance(self._step, CompareVolume):
-                self.at_ends.append(self._at_ends(runs, self._step))
+            if isinstance(step, CompareVolume):
+                self.at_ends.append(self._at_ends(runs, step))
             data = _Data(runs.data_offsets, runs.data_lengths, runs.data_ids)
             compare = partial(self._reader.data, data, differs, tolerant)
             ends = runs.data_offsets + runs.data_lengths
-            whole = len(ends) - bool(runs.cut)
-            for segment in side_by_side(runs.data_offsets[:whole], ends[:whole], _SEGMENT):
-                yield compare, *segment
-            if runs.cut:
-                cut = partial(self._reader.beginning, runs.data_ids[-1].tobytes())
-                yield cut, int(runs.data_offsets[-1]), int(runs.data_lengths[-1])
+            whole = slice(int(bool(runs.skipped)), len(ends) - bool(runs.cut))
+            sides = side_by_side(runs.data_offsets[whole], ends[whole], _SEGMENT)
+            for first, last in sides:
+                yield compare, whole.start + first, whole.start + last
+            for number in sorted(_parted(runs)):
+                skipped = 0 if number else runs.skipped
+                part = partial(self._reader.part, runs.data_ids[number].tobytes(), skipped)
+                yield part, int(runs.data_offsets[number]), int(runs.data_lengths[number])
             clear = partial(self._reader.zeros, tolerant)
             yield from ((clear, *piece) for piece in _pieces(runs))
 
@@ -331,13 +335,14 @@ class _Reader:
                     found.append((offset, length))
         return _Piece(total, tuple(found))
 
-    def beginning(self, identity: bytes, offset: int, length: int) -> _Piece:
-        """Compare a range with the first bytes of a chunk, of which its id says nothing.
+    def part(self, identity: bytes, skipped: int, offset: int, length: int) -> _Piece:
+        """Compare a range with some of the bytes of a chunk, of which its id says nothing.
 
         For a thread, and for what was written: what can't be read is an error.
         """
         view = self._read(offset, length)
-        is_same = view == self._image.chunks([identity])[identity][:length]
+        plain = self._image.chunks([identity])[identity]
+        is_same = view == plain[skipped : skipped + length]
         return _Piece(length, () if is_same else ((offset, length),))
 
     def zeros(self, tolerant: bool, offset: int, length: int) -> _Piece:
@@ -387,6 +392,12 @@ def _in_threads(work: Iterable[_Work]) -> Generator[_Piece]:
 
 def _readers() -> int:
     return min(len(os.sched_getaffinity(0)), _MOST_READERS)
+
+
+def _parted(runs: Runs) -> set[int]:
+    """Return which runs from the image are not there with all of their chunk."""
+    last = len(runs.data_offsets) - 1
+    return ({0} if runs.skipped else set()) | ({last} if runs.cut else set())
 
 
 def _pieces(runs: Runs) -> Iterator[tuple[int, int]]:

@@ -41,12 +41,14 @@ from restore.fit_steps import (
     GrowFilesystem,
     RemakeSwap,
     ShrinkFilesystem,
+    WriteGroup,
     WriteTable,
 )
 from restore.journal import Journal
 from restore.plan import Plan
 from restore.recreate import filesystem
 from restore.recreate.boot_sector import correct_boot_sector
+from restore.recreate.lvm import write_group
 from restore.recreate.mdraid import keep_members, relocate_superblock
 from restore.recreate.partition_table import check_table, relocate_backup_gpt, write_table
 from restore.runs import Image, Runs
@@ -171,7 +173,7 @@ def _check_shrinkable(steps: Sequence[Step], image: Image, record: Record) -> No
         if isinstance(step, ShrinkFilesystem):
             started = time.monotonic()
             filesystem.check_shrinkable(step, image)
-            record(Outcome("check-shrink", step.volume, time.monotonic() - started))
+            record(Outcome("check-shrink", step.subject, time.monotonic() - started))
 
 
 def _same_pass(step: Step) -> tuple[Any, ...]:
@@ -322,10 +324,14 @@ class _Run:
                 notes = self._opened[target].discard(offset, length)
             case RelocateMdSuperblock(target) | KeepMembers(target):
                 _change_superblock(self._opened[target], step)
-            case ShrinkFilesystem() | RemakeSwap() | CorrectBootSector():
-                return step.volume, 0, self._change_content(step)
-            case GrowFilesystem():
-                return step.volume, 0, filesystem.grow(step, self._opened[step.target])
+            case (
+                ShrinkFilesystem()
+                | RemakeSwap()
+                | CorrectBootSector()
+                | GrowFilesystem()
+                | WriteGroup()
+            ):
+                return self._fitting_step(step)
             case (
                 WriteTable(target)
                 | RelocateBackupGpt(target)
@@ -351,6 +357,24 @@ class _Run:
             case CheckTable(table=table):
                 check_table(opened, table)
         return ()
+
+    def _fitting_step(
+        self,
+        step: ShrinkFilesystem | RemakeSwap | CorrectBootSector | GrowFilesystem | WriteGroup,
+    ) -> tuple[str, int, tuple[str, ...]]:
+        """Fit what was written to its place; return what `_disk_step` does."""
+        match step:
+            case WriteGroup():
+                if step.offset == 0:
+                    self._leave_journal()
+                write_group(step, self._image, self._opened[step.target])
+                return step.volume, step.head, ()
+            case GrowFilesystem():
+                return step.subject, 0, filesystem.grow(step, self._opened[step.target])
+            case CorrectBootSector():
+                return step.volume, 0, self._change_content(step)
+            case _:
+                return step.subject, 0, self._change_content(step)
 
     def _change_content(
         self, step: ShrinkFilesystem | RemakeSwap | CorrectBootSector

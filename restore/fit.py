@@ -6,9 +6,10 @@ chosen by itself: `--fit` and `--grow` ask for it.
 On a smaller disk the first partition stays where it is, with all that lies before it: tables, boot
 code, BIOS boot partitions. The others close up, each at a place as round as its old one, up to 1 MiB.
 If that does not do, swap areas give what they have above a least, the largest first, then
-filesystems, the one with the most room first, each only what is missing. Nothing else shrinks: what
-has no program for it (XFS, FAT), and what carries other layers (members of md, LUKS, physical
-volumes of LVM), moves at most. On a larger disk one partition grows, and those behind it move up.
+filesystems, the one with the most room first, each only what is missing. A physical volume of LVM
+counts as one, if its group can be laid out anew (`restore.linear_group`). Nothing else shrinks: what
+has no program for it (XFS, FAT), and what carries other layers (members of md, LUKS, other physical
+volumes), moves at most. On a larger disk one partition grows, and those behind it move up.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -21,9 +22,11 @@ from imager.layout.disk import Disk, Volume, VolumeRole
 from imager.layout.layers import Layers
 from imager.layout.partition_table import PartitionTable, TableKind
 from imager.units import KIB, MIB, format_size, round_up
+from restore.linear_group import FittedGroup
 from restore.target import Place
 
 SWAP: Final = "swap"
+PHYSICAL: Final = "LVM2_member"
 SHRINKS: Final = frozenset({"ext2", "ext3", "ext4", "btrfs", "ntfs"})
 GROWS: Final = SHRINKS | {"xfs"}
 
@@ -38,7 +41,6 @@ _RIGID: Final = {
     "xfs": "XFS can't be made smaller",
     "vfat": "no program makes FAT smaller and keeps its files",
     "exfat": "exFAT can't be made smaller",
-    "LVM2_member": "a physical volume of LVM is kept whole",
     "crypto_LUKS": "what is encrypted is kept whole",
     "bcache": "a device of bcache is kept whole",
     None: "it holds no known filesystem",
@@ -47,6 +49,8 @@ _NOTHING_WRITTEN: Final = "nothing was written."
 
 Least = Callable[[Volume], int]
 """Returns the length in bytes that a volume can be shrunk to, at most its own."""
+Rigid = Callable[[Volume], str | None]
+"""Returns why a physical volume of LVM must stay as large as it is; None if it need not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +63,46 @@ class Fitted:
         places: of volumes that come elsewhere, or with another length; empty for an exact restore.
         dropped: ids of the gaps that are left out.
         has_new_table: the saved table does not describe this disk.
+        groups: of LVM, on physical volumes that come with another length.
     """
 
     disk: Disk
     places: tuple[Place, ...] = ()
     dropped: tuple[str, ...] = ()
     has_new_table: bool = False
+    groups: tuple[FittedGroup, ...] = ()
+
+    def group_in(self, volume: str) -> FittedGroup | None:
+        """Return the group whose physical volume is a volume, if it is laid out anew."""
+        return next((group for group in self.groups if group.volume == volume), None)
+
+    def offset_of(self, volume: str) -> int:
+        """Return the first byte of a volume of this disk."""
+        return next(each.offset for each in self.disk.volumes if each.id == volume)
+
+
+def kept_whole(_volume: Volume) -> str:
+    """Say why a physical volume stays as large as it is, where nothing is known of it."""
+    return "a physical volume of LVM is kept whole"
+
+
+@dataclass(frozen=True, slots=True)
+class _Bounds:
+    """What says how small volumes may be."""
+
+    layers: Layers
+    least: Least
+    rigid: Rigid
+
+    def reason(self, volume: Volume) -> str | None:
+        """Return why a volume can't shrink; None if it can."""
+        kind = _kind(volume)
+        layer = _layer_reason(volume, self.layers)
+        if layer is not None or kind in SHRINKS | {SWAP}:
+            return layer
+        if kind == PHYSICAL:
+            return self.rigid(volume)
+        return _RIGID.get(kind, f"{kind} can't be made smaller")
 
 
 def exact(disk: Disk) -> Fitted:
@@ -72,7 +110,9 @@ def exact(disk: Disk) -> Fitted:
     return Fitted(disk)
 
 
-def shrink(disk: Disk, size: int, layers: Layers, least: Least) -> Fitted:
+def shrink(
+    disk: Disk, size: int, layers: Layers, least: Least, rigid: Rigid = kept_whole
+) -> Fitted:
     """Return a saved disk as it comes on a smaller one.
 
     Args:
@@ -80,24 +120,26 @@ def shrink(disk: Disk, size: int, layers: Layers, least: Least) -> Fitted:
         size: bytes of the target, less than the saved disk has.
         layers: of the machine.
         least: how small volumes may be that can be shrunk; asked only if that is needed.
+        rigid: whether physical volumes can be; likewise.
 
     Raises:
         TargetTooSmall: the data does not fit; it says what was counted and how much is missing.
         TargetError: this disk can't be fitted, for another reason.
     """
     _refuse_array(disk, layers)
+    bounds = _Bounds(layers, least, rigid)
     if disk.table is None:
-        return _whole(disk, _shrunk_whole(disk, size, layers, least), size)
+        return _whole(disk, _shrunk_whole(disk, size, bounds), size)
     parts = _partitions(disk)
     limit = size - _tail(disk)
     lengths = {part.id: part.length for part in parts}
     offsets = {part.id: part.offset for part in parts}
     if parts and parts[-1].end > limit:
         _check_logical(disk)
-        _take(disk, lengths, limit, layers, least)
+        _take(disk, lengths, limit, bounds)
         missing = _packed_end(disk, lengths) - limit
         if missing > 0:
-            raise _does_not_fit(disk, size, missing, parts, lengths, layers)
+            raise _does_not_fit(disk, size, missing, parts, lengths, bounds)
         offsets = _pack(disk, lengths)
     elif not parts and any(
         each.role is VolumeRole.BOOT_AREA and each.end > limit for each in disk.volumes
@@ -108,7 +150,7 @@ def shrink(disk: Disk, size: int, layers: Layers, least: Least) -> Fitted:
     return _placed(disk, size, offsets, lengths)
 
 
-def grow(disk: Disk, size: int, layers: Layers, wanted: str) -> Fitted:
+def grow(disk: Disk, size: int, layers: Layers, wanted: str, rigid: Rigid = kept_whole) -> Fitted:
     """Return a saved disk with one volume grown over free space.
 
     Args:
@@ -116,6 +158,7 @@ def grow(disk: Disk, size: int, layers: Layers, wanted: str) -> Fitted:
         size: bytes of the target, at least those of the saved disk.
         layers: of the machine.
         wanted: id of a volume that is a partition of this disk, or all of it.
+        rigid: whether a physical volume can grow.
 
     Raises:
         TargetError: that volume can't grow, or there is nothing to grow into.
@@ -123,12 +166,14 @@ def grow(disk: Disk, size: int, layers: Layers, wanted: str) -> Fitted:
     _refuse_array(disk, layers)
     volume = next(each for each in disk.volumes if each.id == wanted)
     kind = volume.filesystem.type if volume.filesystem is not None else None
-    rigid = _layer_reason(volume, layers)
-    if rigid is None and kind not in GROWS | {SWAP}:
-        rigid = f"a volume with {kind or 'no known filesystem'} is not grown"
-    if rigid is not None:
+    reason = _layer_reason(volume, layers)
+    if reason is None and kind == PHYSICAL:
+        reason = rigid(volume)
+    elif reason is None and kind not in GROWS | {SWAP}:
+        reason = f"a volume with {kind or 'no known filesystem'} is not grown"
+    if reason is not None:
         raise TargetError(
-            f"{wanted} can't grow: {rigid}",
+            f"{wanted} can't grow: {reason}",
             hint="Restore without --grow, and enlarge it on the machine that came back; "
             + _NOTHING_WRITTEN,
         )
@@ -202,18 +247,18 @@ def _packed_end(disk: Disk, lengths: Mapping[str, int]) -> int:
     return _pack(disk, lengths)[last] + lengths[last]
 
 
-def _take(disk: Disk, lengths: dict[str, int], limit: int, layers: Layers, least: Least) -> None:
+def _take(disk: Disk, lengths: dict[str, int], limit: int, bounds: _Bounds) -> None:
     """Take from volumes what is missing, as far as they have it."""
-    givers = [part for part in _partitions(disk) if _reason(part, layers) is None]
+    givers = [part for part in _partitions(disk) if bounds.reason(part) is None]
     swaps = [part for part in givers if _kind(part) == SWAP]
     for volume in sorted(swaps, key=lambda part: part.length, reverse=True):
-        _take_from(volume, disk, lengths, limit, least)
+        _take_from(volume, disk, lengths, limit, bounds.least)
     if _packed_end(disk, lengths) <= limit:
         return
-    rooms = {part.id: part.length - least(part) for part in givers if part not in swaps}
+    rooms = {part.id: part.length - bounds.least(part) for part in givers if part not in swaps}
     others = [part for part in givers if part.id in rooms]
     for volume in sorted(others, key=lambda part: rooms[part.id], reverse=True):
-        _take_from(volume, disk, lengths, limit, least)
+        _take_from(volume, disk, lengths, limit, bounds.least)
 
 
 def _take_from(
@@ -240,15 +285,6 @@ def _layer_reason(volume: Volume, layers: Layers) -> str | None:
         if any(member.place == volume.id for member in pool.members):
             return f"it is a device of {pool.title}"
     return None
-
-
-def _reason(volume: Volume, layers: Layers) -> str | None:
-    """Return why a volume can't shrink; None if it can."""
-    kind = _kind(volume)
-    layer = _layer_reason(volume, layers)
-    if layer is not None or kind in SHRINKS | {SWAP}:
-        return layer
-    return _RIGID.get(kind, f"{kind} can't be made smaller")
 
 
 def _refuse_array(disk: Disk, layers: Layers) -> None:
@@ -291,15 +327,15 @@ def _nothing_to_grow_into(volume: str) -> TargetError:
     )
 
 
-def _shrunk_whole(disk: Disk, size: int, layers: Layers, least: Least) -> int:
+def _shrunk_whole(disk: Disk, size: int, bounds: _Bounds) -> int:
     """Return the length of what fills a smaller disk without a table."""
     (volume,) = disk.volumes
-    reason = _reason(volume, layers)
+    reason = bounds.reason(volume)
     length = size // _WHOLE_UNIT * _WHOLE_UNIT
-    smallest = volume.length if reason is not None else least(volume)
+    smallest = volume.length if reason is not None else bounds.least(volume)
     if smallest > length:
         lengths = {volume.id: smallest}
-        raise _does_not_fit(disk, size, smallest - length, [volume], lengths, layers)
+        raise _does_not_fit(disk, size, smallest - length, [volume], lengths, bounds)
     return length
 
 
@@ -399,11 +435,11 @@ def _does_not_fit(
     missing: int,
     parts: Iterable[Volume],
     lengths: Mapping[str, int],
-    layers: Layers,
+    bounds: _Bounds,
 ) -> TargetTooSmall:
     counted = []
     for part in parts:
-        reason = _reason(part, layers)
+        reason = bounds.reason(part)
         length = format_size(lengths[part.id])
         what = part.filesystem.title if part.filesystem is not None else "no known filesystem"
         counted.append(

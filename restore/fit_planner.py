@@ -11,6 +11,7 @@ from imager.layout.disk import Disk, Volume, VolumeRole
 from imager.layout.firmware import FirmwareKind
 from imager.layout.machine import Machine
 from imager.layout.partition_table import PartitionTable, TableKind
+from imager.probe.structure import StructureError
 from imager.units import MIB
 from restore import fit
 from restore.circumstances import Wishes
@@ -22,9 +23,13 @@ from restore.fit_steps import (
     ShrinkFilesystem,
     WriteTable,
 )
+from restore.group_planner import ContentStep, Piece, PlacedGroup, logical_places
 from restore.least_size import least_size
+from restore.linear_group import fit as fit_group
+from restore.linear_group import least_length
 from restore.match import too_small
 from restore.runs import Image
+from restore.saved_group import SavedGroup
 from restore.saved_volume import SavedVolume
 from restore.target import Place, Target, TargetKind
 
@@ -49,6 +54,7 @@ class Fitter:
         self._image = image
         self._wishes = wishes
         self._least: dict[str, int] = {}
+        self._groups: dict[str, SavedGroup | str] = {}
 
     def problem(self, saved: Disk, disk: BlockDisk) -> RemetalError | None:
         """Return why a target has no room for a saved disk; None if it has. For `restore.match`.
@@ -68,7 +74,9 @@ class Fitter:
             return type(error)(f"{plain.message}: {error.message}", hint=error.hint)
         if self._wishes.fit:
             return None
-        what = "; ".join(place.describe() for place in fitted.places)
+        places = [place.describe() for place in fitted.places]
+        places += [place.describe() for place in logical_places(fitted)]
+        what = "; ".join(places)
         plain.hint = (
             f"The data would fit: with --fit, {what or 'only unused space is left out'}. "
             "Nothing was written."
@@ -89,20 +97,96 @@ class Fitter:
         """
         if size < saved.identity.size and self._wishes.fit:
             return self._shrunk(saved, size)
+        layers = self._image.machine.layers
         wanted = self._wishes.grow
         if wanted == LAST:
             wanted = fit.last_of(saved) if size > saved.identity.size else None
-        if wanted is None or wanted not in {volume.id for volume in saved.volumes}:
+        names = logical_names(self._image.machine)
+        logical = wanted.rpartition("/")[2] if wanted in names else None
+        place = names.get(wanted, wanted) if wanted is not None else None
+        if place not in {volume.id for volume in saved.volumes}:
             return fit.exact(saved)
-        return fit.grow(saved, size, self._image.machine.layers, wanted)
+        fitted = fit.grow(saved, size, layers, place, self._rigid)
+        return self._with_groups(saved, fitted, logical)
 
     def _shrunk(self, saved: Disk, size: int) -> Fitted:
-        return fit.shrink(saved, size, self._image.machine.layers, self._least_of)
+        layers = self._image.machine.layers
+        fitted = fit.shrink(saved, size, layers, self._least_of, self._rigid)
+        return self._with_groups(saved, fitted, None)
 
     def _least_of(self, volume: Volume) -> int:
         if volume.id not in self._least:
-            self._least[volume.id] = least_size(self._image, volume)
+            found = self._group_in(volume) if _kind(volume) == fit.PHYSICAL else None
+            if isinstance(found, SavedGroup):
+                least = least_length(found.group, found.least)
+                self._least[volume.id] = min(volume.length, least)
+            else:
+                self._least[volume.id] = least_size(self._image, volume)
         return self._least[volume.id]
+
+    def _group_in(self, volume: Volume) -> SavedGroup | str:
+        """Return the group of a physical volume, or why it has none that can be laid out anew."""
+        if volume.id not in self._groups:
+            try:
+                self._groups[volume.id] = SavedGroup(self._image, volume)
+            except StructureError as error:
+                self._groups[volume.id] = f"a physical volume of LVM is kept whole where {error}"
+        return self._groups[volume.id]
+
+    def _rigid(self, volume: Volume) -> str | None:
+        found = self._group_in(volume)
+        return found if isinstance(found, str) else None
+
+    def _with_groups(self, saved: Disk, fitted: Fitted, grows: str | None) -> Fitted:
+        """Return a fitted disk with the groups on physical volumes that got another length."""
+        volumes = {volume.id: volume for volume in saved.volumes}
+        groups = []
+        for place in fitted.places:
+            volume = volumes[place.volume]
+            if _kind(volume) != fit.PHYSICAL or place.length == place.saved_length:
+                continue
+            found = self._group_in(volume)
+            assert isinstance(found, SavedGroup)  # noqa: S101  else it would have kept its length
+            if grows is not None:
+                _check_grows(found, grows)
+            group = fit_group(
+                volume.id, found.group, place.length, found.filesystems, found.least, grows
+            )
+            found.check(group)
+            groups.append(group)
+        return replace(fitted, groups=tuple(groups))
+
+
+def _kind(volume: Volume) -> str | None:
+    return volume.filesystem.type if volume.filesystem is not None else None
+
+
+def logical_names(machine: Machine) -> dict[str, str]:
+    """Return the ids of physical volumes by the names of the logical volumes that may grow there.
+
+    These are such as "system/root", of groups on one physical volume.
+    """
+    volumes = {volume.id for _, volume in machine.volumes()}
+    return {
+        f"{group.name}/{logical.name}": place
+        for group in machine.layers.volume_groups
+        if len(group.physical) == 1 and (place := group.physical[0].place) in volumes
+        for logical in group.logical
+        if logical.visible and place is not None
+    }
+
+
+def _check_grows(saved: SavedGroup, name: str) -> None:
+    names = [volume.name for volume in saved.group.volumes]
+    held = saved.filesystems[names.index(name)]
+    kind = held.type if held is not None else None
+    if kind not in fit.GROWS - {"ntfs"} | {fit.SWAP}:
+        raise TargetError(
+            f"LV {saved.group.name}/{name} can't grow: one with {kind or 'no known filesystem'} is "
+            "not grown",
+            hint="Restore without --grow, and enlarge it on the machine that came back; nothing was "
+            "written.",
+        )
 
 
 def check_wishes(machine: Machine, wishes: Wishes) -> None:
@@ -116,6 +200,7 @@ def check_wishes(machine: Machine, wishes: Wishes) -> None:
         for _, volume in machine.volumes()
         if volume.role in {VolumeRole.PARTITION, VolumeRole.WHOLE_DISK}
     ]
+    known += logical_names(machine)
     if wishes.grow is not None and wishes.grow not in {LAST, *known}:
         raise UsageError(
             f"this image has no volume {wishes.grow} that could grow",
@@ -139,10 +224,19 @@ class FittedDisk:
     fitted: Fitted
     target: Target
 
-    def after_content(self) -> Iterator[ShrinkFilesystem | RemakeSwap | CorrectBootSector]:
+    def pieces(self, volume: str) -> tuple[Piece, ...] | None:
+        """Return what is written of a volume that does not come in one piece."""
+        groups = [each for each in self._groups() if each.group.volume == volume]
+        return tuple(groups[0].pieces()) if groups else None
+
+    def after_content(self) -> Iterator[ContentStep]:
         """Yield what is done when the content is there, before tables and boot areas."""
         types = _partition_types(self.saved.table)
+        for group in self._groups():
+            yield from group.after_content()
         for place, volume in self._placed():
+            if self.fitted.group_in(place.volume):
+                continue
             filesystem = volume.filesystem
             kind = filesystem.type if filesystem is not None else ""
             if filesystem is not None and kind == fit.SWAP and place.length != place.saved_length:
@@ -210,7 +304,11 @@ class FittedDisk:
 
     def after_table(self) -> Iterator[GrowFilesystem]:
         """Yield what is done when the new table is there."""
+        for group in self._groups():
+            yield from group.after_table()
         for place, volume in self._placed():
+            if self.fitted.group_in(place.volume):
+                continue
             kind = volume.filesystem.type if volume.filesystem is not None else ""
             if place.length > place.saved_length and kind != fit.SWAP:
                 yield GrowFilesystem(
@@ -243,6 +341,10 @@ class FittedDisk:
                 "the numbers of blocks (LILO, extlinux), or Windows on a partition of an MBR that "
                 "moves, has to be installed again."
             )
+
+    def _groups(self) -> Iterator[PlacedGroup]:
+        for group in self.fitted.groups:
+            yield PlacedGroup(self.target, group, self.fitted.offset_of(group.volume))
 
     def _placed(self) -> Sequence[tuple[Place, Volume]]:
         volumes = {volume.id: volume for volume in self.saved.volumes}

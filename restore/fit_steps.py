@@ -3,12 +3,21 @@
 All offsets and lengths are bytes on the target.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from imager.layout.partition_table import PartitionTable
 from imager.units import format_size
-from restore.target import Target
+from restore.target import LogicalPlace, Stretch, Target
+
+
+def _named(volume: str, logical: LogicalPlace | None) -> str:
+    return f"LV {logical.name}" if logical is not None else volume
+
+
+def _bytes(stretches: Sequence[Stretch]) -> str:
+    return ", ".join(f"{each.offset} to {each.offset + each.length - 1}" for each in stretches)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +36,8 @@ class ShrinkFilesystem:
         offset: first byte on the target.
         length: bytes there; the filesystem must not be larger afterwards.
         saved_length: bytes of the saved volume.
+        logical: the logical volume that it is in, if it is in one; all bytes are that one's then, and
+            `offset` is its first.
     """
 
     name: ClassVar[str] = "shrink"
@@ -36,13 +47,24 @@ class ShrinkFilesystem:
     offset: int
     length: int
     saved_length: int
+    logical: LogicalPlace | None = None
+
+    @property
+    def subject(self) -> str:
+        """What it is in."""
+        return _named(self.volume, self.logical)
+
+    @property
+    def stretches(self) -> tuple[Stretch, ...]:
+        """Where it lies on the target."""
+        return self.logical.here if self.logical else (Stretch(self.offset, self.length),)
 
     def describe(self) -> str:
         """Say what happens."""
         return (
-            f"{self.target.path}: shrink the {self.filesystem} of {self.volume} from "
+            f"{self.target.path}: shrink the {self.filesystem} of {self.subject} from "
             f"{self.saved_length} to {self.length} bytes ({format_size(self.length)}), at bytes "
-            f"{self.offset} to {self.offset + self.length - 1}; what lies behind moves to the front"
+            f"{_bytes(self.stretches)}; what lies behind moves to the front"
         )
 
 
@@ -57,6 +79,7 @@ class RemakeSwap:
         length: bytes there.
         uuid: of the area, or None.
         label: or None.
+        logical: the logical volume that it is, if it is one.
     """
 
     name: ClassVar[str] = "remake-swap"
@@ -66,13 +89,23 @@ class RemakeSwap:
     length: int
     uuid: str | None
     label: str | None
+    logical: LogicalPlace | None = None
+
+    @property
+    def subject(self) -> str:
+        """What it is."""
+        return _named(self.volume, self.logical)
+
+    @property
+    def stretches(self) -> tuple[Stretch, ...]:
+        """Where it lies on the target."""
+        return self.logical.here if self.logical else (Stretch(self.offset, self.length),)
 
     def describe(self) -> str:
         """Say what happens."""
         return (
-            f"{self.target.path}: make the swap area of {self.volume} anew with its UUID: "
-            f"{self.length} bytes ({format_size(self.length)}), at bytes "
-            f"{self.offset} to {self.offset + self.length - 1}"
+            f"{self.target.path}: make the swap area of {self.subject} anew with its UUID: "
+            f"{self.length} bytes ({format_size(self.length)}), at bytes {_bytes(self.stretches)}"
         )
 
 
@@ -88,6 +121,7 @@ class GrowFilesystem:
         length: bytes there.
         saved_length: bytes of the saved volume.
         partition: its number in the table; None on a disk without one.
+        logical: the logical volume that it is in, if it is in one.
     """
 
     name: ClassVar[str] = "grow"
@@ -98,13 +132,64 @@ class GrowFilesystem:
     length: int
     saved_length: int
     partition: int | None
+    logical: LogicalPlace | None = None
+
+    @property
+    def subject(self) -> str:
+        """What it is in."""
+        return _named(self.volume, self.logical)
+
+    @property
+    def stretches(self) -> tuple[Stretch, ...]:
+        """Where it lies on the target."""
+        return self.logical.here if self.logical else (Stretch(self.offset, self.length),)
 
     def describe(self) -> str:
         """Say what happens."""
         return (
-            f"{self.target.path}: grow the {self.filesystem} of {self.volume} from "
+            f"{self.target.path}: grow the {self.filesystem} of {self.subject} from "
             f"{self.saved_length} to {self.length} bytes ({format_size(self.length)}), at bytes "
-            f"{self.offset} to {self.offset + self.length - 1}"
+            f"{_bytes(self.stretches)}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class WriteGroup:
+    """Write the beginning of a physical volume of LVM whose group is laid out anew.
+
+    It is the saved one: label and metadata area, in which the new size of the device and the new
+    text replace the old ones, of which nothing is left.
+
+    Attributes:
+        target: the disk.
+        volume: id of the volume that is the physical volume.
+        group: name of the volume group.
+        offset: first byte of the physical volume on the target.
+        length: bytes of it.
+        head: bytes before its first extent.
+        extents: how many it has.
+        change: number of the change that the new text is, one more than the saved one's.
+        text: the metadata of the group.
+    """
+
+    name: ClassVar[str] = "write-group"
+    target: Target
+    volume: str
+    group: str
+    offset: int
+    length: int
+    head: int
+    extents: int
+    change: int
+    text: str
+
+    def describe(self) -> str:
+        """Say what happens."""
+        return (
+            f"{self.target.path}: write the label and the metadata of VG {self.group} for "
+            f"{self.volume} of {self.length} bytes with {self.extents} extents, as change "
+            f"{self.change}, to bytes {self.offset} to {self.offset + self.head - 1}; names and "
+            "UUIDs stay"
         )
 
 
@@ -169,3 +254,8 @@ class CorrectBootSector:
             f"{self.target.path}: let the boot sector of {self.volume} ({self.filesystem}), if it "
             f"says that it begins at byte {self.saved_offset}, say {self.offset}"
         )
+
+
+FitStep = (
+    ShrinkFilesystem | RemakeSwap | GrowFilesystem | WriteGroup | WriteTable | CorrectBootSector
+)

@@ -177,7 +177,7 @@ def fingerprint(targets: Iterable[Target]) -> str:
 
 
 def _fitted(target: Target) -> list[list[str | int]]:
-    return [[place.volume, place.offset, place.length] for place in target.places]
+    return [list(place.mark) for place in target.places]
 
 
 def fitting(

@@ -18,9 +18,10 @@ Where the map is that of an unknown or unclean filesystem, all of it is used, an
 from typing import Final
 
 from imager.layout.disk import Volume
-from imager.units import GIB, MIB, round_up
+from imager.units import GIB, KIB, MIB, round_up
 from restore import ext_superblock
 from restore.ext_superblock import ExtSuperblock
+from restore.overlay import Readable
 from restore.runs import Image, each_part
 from restore.saved_volume import SavedVolume
 
@@ -30,6 +31,7 @@ _EXT: Final = frozenset({"ext2", "ext3", "ext4"})
 _NEVER: Final = 1 << 62  # larger than anything
 _SLACK: Final = 32 * MIB
 _BTRFS_SLACK: Final = 256 * MIB
+_BTRFS_USED: Final = 64 * KIB + 120  # of its superblock: bytes in use
 
 
 def least_size(image: Image, volume: Volume) -> int:
@@ -47,13 +49,48 @@ def least_size(image: Image, volume: Volume) -> int:
     if kind == "swap":
         return min(volume.length, LEAST_SWAP)
     used = sum(runs.data + int(runs.zeros[:, 1].sum()) for runs in each_part(image, volume))
-    least = used + used // 20 + volume.length // 200 + _SLACK
-    if kind == "btrfs":
-        least += 3 * min(GIB, volume.length // 10) + _BTRFS_SLACK
+    least = _with_room(kind, used, volume.length)
     if kind in _EXT:
         data = SavedVolume(image, volume.id).read(ext_superblock.PLACE, ext_superblock.SIZE)
         least = max(least, _room_for_inodes(ExtSuperblock.parse(data)))
     return min(volume.length, round_up(least, MIB))
+
+
+def least_within(kind: str, part: Readable) -> int:
+    """Return a length in bytes that a part of a volume can be shrunk to; its own where nothing can go.
+
+    Of a logical volume the map of an image has all, whatever it holds. So here the filesystem's own
+    counts are believed. They may be behind the truth where it was not unmounted or frozen, and btrfs
+    counts what is there twice once; that is a reason to ask its program before anything is written,
+    as is done, and none to keep it whole.
+
+    Args:
+        kind: as libblkid calls what it holds; swap, ext2 to ext4 and btrfs on one device can shrink.
+        part: all of it.
+
+    Raises:
+        ObjectDamaged, ObjectMissing: the repository can't give what the image names.
+        LinkError: it can't be reached.
+    """
+    if kind == "swap":
+        return min(part.size, LEAST_SWAP)
+    if kind in _EXT:
+        superblock = ExtSuperblock.parse(part.read(ext_superblock.PLACE, ext_superblock.SIZE))
+        used = superblock.used_blocks * superblock.block_size if superblock.is_sound else part.size
+        least = max(_with_room(kind, used, part.size), _room_for_inodes(superblock))
+    elif kind == "btrfs":
+        used = int.from_bytes(part.read(_BTRFS_USED, 8), "little")
+        least = _with_room(kind, used + used // 8, part.size)
+    else:
+        return part.size
+    return min(part.size, round_up(least, MIB))
+
+
+def _with_room(kind: str, used: int, length: int) -> int:
+    least = used + used // 20 + length // 200 + _SLACK
+    if kind == "btrfs":
+        least += 3 * min(GIB, length // 10) + _BTRFS_SLACK
+    return least
 
 
 def _room_for_inodes(superblock: ExtSuperblock) -> int:

@@ -18,6 +18,7 @@ from restore.boot_planner import plan_boot
 from restore.circumstances import Surroundings, Wishes
 from restore.fit import Fitted
 from restore.fit_planner import FittedDisk, Fitter, check_wishes, with_places
+from restore.group_planner import Piece, logical_places
 from restore.match import Match, describe
 from restore.plan import Plan
 from restore.resumption import Way
@@ -100,7 +101,8 @@ def make_plan(
     strange = _foreign(saved, surroundings, subject)
     targets = {
         match.saved.id: replace(
-            _target(match, saved.layers, strange.get(match.saved.id, ())), places=fits.places
+            _target(match, saved.layers, strange.get(match.saved.id, ())),
+            places=(*fits.places, *logical_places(fits)),
         )
         for match, fits in zip(matches, fitted, strict=True)
     }
@@ -109,12 +111,18 @@ def make_plan(
         for match, fits in zip(matches, fitted, strict=True)
         if fits.disk != match.saved
     ]
+    pieces = {each.saved.id: each.pieces for each in otherwise}
     writes: list[WriteVolume] = []
     steps: list[Step] = []
     for disk in disks:
         target = targets[disk.id]
         compares = wishes.delta and target.kind is not TargetKind.NEW_FILE
-        mine = [_write(image, target, volume, compares) for volume in disk.volumes]
+        in_pieces = pieces.get(disk.id, _in_one)
+        mine = [
+            write
+            for volume in disk.volumes
+            for write in _write(image, target, volume, in_pieces(volume.id), compares)
+        ]
         steps.extend(_compare(disk, target, mine) if compares else _clean(target, surroundings))
         writes.extend(mine)
     decision = resumption.decide(
@@ -136,6 +144,7 @@ def make_plan(
                     write.offset,
                     write.length,
                     write.written,
+                    write.source,
                 )
                 for write in group
             )
@@ -248,29 +257,45 @@ def _check_layout(disk: Disk) -> None:
             )
 
 
-def _write(image: Image, target: Target, volume: Volume, only_differences: bool) -> WriteVolume:
-    """Return the step that writes a volume as it comes on the target."""
+def _in_one(_volume: str) -> None:
+    return None
+
+
+def _write(
+    image: Image,
+    target: Target,
+    volume: Volume,
+    pieces: Iterable[Piece] | None,
+    only_differences: bool,
+) -> Iterator[WriteVolume]:
+    """Yield the steps that write a volume as it comes on the target, in one piece if it has none."""
     saved = next(each for _, each in image.machine.volumes() if each.id == volume.id)
-    data, zeros, cleared = 0, 0, 0
-    for runs in each_part(image, saved, volume.length):
-        data += runs.data
-        zeros += int(runs.zeros[:, 1].sum())
-        cleared += int(runs.cleared[:, 1].sum())
-    content = volume.filesystem.title if volume.filesystem else _ROLE_WORDS[volume.role]
-    return WriteVolume(
-        target=target,
-        volume=volume.id,
-        phase=_PHASES[volume.role],
-        role=volume.role,
-        content=content,
-        offset=volume.offset,
-        length=volume.length,
-        data=data,
-        zeros=zeros,
-        cleared=cleared,
-        only_differences=only_differences,
-        is_shortened=volume.length < saved.length,
-    )
+    if pieces is None:
+        content = volume.filesystem.title if volume.filesystem else _ROLE_WORDS[volume.role]
+        pieces = (Piece(content, 0, volume.offset, volume.length),)
+    for piece in pieces:
+        data, zeros, cleared, skipped = 0, 0, 0, 0
+        for runs in each_part(image, saved, piece.length, piece.source):
+            data += runs.data
+            zeros += int(runs.zeros[:, 1].sum())
+            cleared += int(runs.cleared[:, 1].sum())
+            skipped += runs.skipped
+        yield WriteVolume(
+            target=target,
+            volume=volume.id,
+            phase=_PHASES[volume.role],
+            role=volume.role,
+            content=piece.content,
+            offset=piece.offset,
+            length=piece.length,
+            data=data,
+            zeros=zeros,
+            cleared=cleared,
+            only_differences=only_differences,
+            is_shortened=piece.source + piece.length < saved.length,
+            source=piece.source,
+            skipped=skipped,
+        )
 
 
 def _compare(disk: Disk, target: Target, writes: Sequence[WriteVolume]) -> Iterator[Step]:

@@ -8,6 +8,7 @@ with the disks.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Final, Protocol
 
 import numpy as np
@@ -77,6 +78,7 @@ class Runs:
         cleared: (offset, length) of free ranges near the ends, zeroed as well; shape (k, 2).
         cut: bytes of the last run from the image that lie behind the end, where a volume is not
             taken whole; they are not among its `data_lengths`, and its id is that of all of it.
+        skipped: likewise of the first run, bytes that lie before the start.
     """
 
     start: int
@@ -88,6 +90,7 @@ class Runs:
     zeros: Offsets
     cleared: Offsets
     cut: int = 0
+    skipped: int = 0
 
     @property
     def data(self) -> int:
@@ -127,7 +130,9 @@ class Runs:
         )
 
 
-def each_part(image: Image, volume: Volume, length: int | None = None) -> Iterator[Runs]:
+def each_part(
+    image: Image, volume: Volume, length: int | None = None, source: int = 0
+) -> Iterator[Runs]:
     """Yield what to do with each byte of a volume, for some ten thousand runs at a time.
 
     Args:
@@ -135,14 +140,20 @@ def each_part(image: Image, volume: Volume, length: int | None = None) -> Iterat
         volume: as it was saved.
         length: bytes that it has where it is restored, if it is fitted: of a smaller one only what
             lies before its end is told, and of a larger one the rest is free.
+        source: first byte that is told of; offsets count from there.
 
     Raises:
         ObjectDamaged: the runs do not add up to the volume.
     """
-    size = volume.length if length is None else length
+    size = volume.length - source if length is None else length
     start, first = 0, 0
-    for runs, cut in _joined(_fitted(image.map_parts(volume.id), volume, size)):
-        part = replace(_take_apart(runs, start, first, volume, size), cut=cut)
+    runs_from, skipped = _from(image, volume, source)
+    for runs, cut in _joined(_fitted(runs_from, volume.length - source, size)):
+        part = replace(
+            _take_apart(runs, start, first, volume, size),
+            cut=cut,
+            skipped=skipped if not start else 0,
+        )
         start, first = part.end, first + len(part.data_offsets)
         yield part
     if start != size:
@@ -153,19 +164,36 @@ def _not_covered(volume: Volume) -> ObjectDamaged:
     return ObjectDamaged(f"the map of {volume.id} does not cover its {volume.length} bytes")
 
 
+def _from(image: Image, volume: Volume, source: int) -> tuple[Iterator[NDArray[np.void]], int]:
+    """Return the runs of a volume from a byte on, and what of the first one's data lies before it."""
+    if not source:
+        return image.map_parts(volume.id), 0
+    parts = image.map_from(volume.id, source)
+    start, part = next(parts, (0, np.empty(0, dtype=RUN)))
+    ends = start + np.cumsum(part["length"], dtype=np.uint64)
+    number = int(np.searchsorted(ends, np.uint64(source), side="right"))
+    if number == len(part):
+        raise _not_covered(volume)
+    first = part[number:].copy()
+    before = source - (int(ends[number]) - int(first["length"][0]))
+    first["length"][0] -= np.uint64(before)
+    rest = (runs for _, runs in parts)
+    return chain([first], rest), before if _is_data(first["id"][0]) else 0
+
+
 def _fitted(
-    parts: Iterator[NDArray[np.void]], volume: Volume, size: int
+    parts: Iterator[NDArray[np.void]], whole: int, size: int
 ) -> Iterator[tuple[NDArray[np.void], int]]:
     """Yield the runs of a volume up to another end; with the last one, what is cut off its data."""
     position = 0
     for part in parts:
         end = position + int(part["length"].sum(dtype=np.uint64))
-        if end > size and size < volume.length:
+        if end > size and size < whole:
             yield _cut(part, size - position)
             return
         yield part, 0
         position = end
-    if position == volume.length < size:
+    if position == whole < size:
         yield np.array([(size - position, _FREE)], dtype=RUN), 0
 
 
@@ -176,8 +204,11 @@ def _cut(runs: NDArray[np.void], size: int) -> tuple[NDArray[np.void], int]:
     kept = runs[: last + 1].copy()
     over = int(ends[last]) - size
     kept["length"][last] -= np.uint64(over)
-    is_data = kept["id"][last].tobytes() not in {_ZERO, _FREE}
-    return kept, over if is_data else 0
+    return kept, over if _is_data(kept["id"][last]) else 0
+
+
+def _is_data(identity: np.void) -> bool:
+    return identity.tobytes() not in {_ZERO, _FREE}
 
 
 def _joined(

@@ -20,13 +20,7 @@ from restore.boot_steps import (
     RepairInitramfs,
     SetBootEntries,
 )
-from restore.fit_steps import (
-    CorrectBootSector,
-    GrowFilesystem,
-    RemakeSwap,
-    ShrinkFilesystem,
-    WriteTable,
-)
+from restore.fit_steps import FitStep
 from restore.target import Target
 
 
@@ -166,7 +160,7 @@ class InvalidateEnds:
 
 @dataclass(frozen=True, slots=True)
 class ClearOutside:
-    """Make bytes near the ends of a disk that belong to no volume zero, where they are not.
+    """Make bytes near the ends of a disk or volume zero that nothing is written to, where they are not.
 
     Attributes:
         target: the disk.
@@ -281,10 +275,11 @@ class WriteVolume:
         length: bytes.
         data: bytes that come from the image.
         zeros: bytes that the image knows to be zero.
-        cleared: bytes of free space near the ends that are zeroed, so that no old signature
-            there is taken for this volume's.
+        cleared: bytes of free space near the ends that are zeroed, with any old signature there.
         only_differences: write only what was found to differ.
-        is_shortened: the saved volume is longer, and only its first `length` bytes are written.
+        is_shortened: the saved volume goes on behind these `length` bytes of it.
+        source: first byte of the saved volume that is written.
+        skipped: bytes of the chunk with that byte that lie before it.
     """
 
     name: ClassVar[str] = "write"
@@ -300,6 +295,8 @@ class WriteVolume:
     cleared: int
     only_differences: bool = False
     is_shortened: bool = False
+    source: int = 0
+    skipped: int = 0
 
     @property
     def written(self) -> int:
@@ -310,7 +307,9 @@ class WriteVolume:
         """Say what happens."""
         free = self.length - self.written
         what = "write what differs of" if self.only_differences else "write"
-        if self.is_shortened:
+        if self.source:
+            what += f" bytes {self.source} to {self.source + self.length - 1} of"
+        elif self.is_shortened:
             what += " the beginning of"
         return (
             f"{self.target.path}: {what} {self.volume} ({self.content}, "
@@ -331,6 +330,7 @@ class VerifyVolume:
         offset: first byte on the target.
         length: bytes.
         written: bytes that are compared.
+        source: first byte of the saved volume that was written.
     """
 
     name: ClassVar[str] = "verify"
@@ -340,10 +340,14 @@ class VerifyVolume:
     offset: int
     length: int
     written: int
+    source: int = 0
 
     def describe(self) -> str:
         """Say what happens."""
-        return f"{self.target.path}: read back {self.volume} and compare {self.written} bytes"
+        what = self.volume
+        if self.source:
+            what = f"bytes {self.source} to {self.source + self.length - 1} of {what}"
+        return f"{self.target.path}: read back {what} and compare {self.written} bytes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -477,11 +481,7 @@ Step = (
     | Resume
     | WriteVolume
     | VerifyVolume
-    | ShrinkFilesystem
-    | RemakeSwap
-    | CorrectBootSector
-    | WriteTable
-    | GrowFilesystem
+    | FitStep
     | RelocateBackupGpt
     | RelocateMdSuperblock
     | KeepMembers

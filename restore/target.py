@@ -16,6 +16,19 @@ class TargetKind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Stretch:
+    """Bytes side by side.
+
+    Attributes:
+        offset: the first.
+        length: how many.
+    """
+
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
 class Place:
     """Where a volume comes that is not where it was, or not as long.
 
@@ -35,6 +48,11 @@ class Place:
     offset: int
     length: int
 
+    @property
+    def mark(self) -> tuple[str | int, ...]:
+        """What tells it from another place of the same volume."""
+        return self.volume, self.offset, self.length
+
     def describe(self) -> str:
         """Say what differs."""
         parts = []
@@ -45,6 +63,57 @@ class Place:
         if self.offset != self.saved_offset:
             parts.append(f"moves from byte {self.saved_offset} to byte {self.offset}")
         return f"{self.volume} ({self.content}) {' and '.join(parts)}"
+
+
+@dataclass(frozen=True, slots=True)
+class LogicalPlace:
+    """Where a logical volume of LVM comes that is not where it was, or not as long.
+
+    Attributes:
+        volume: id of the volume that is its physical volume.
+        name: of the group and its own: "system/root".
+        content: what it holds, in words.
+        saved: its bytes, in its order, on the saved physical volume.
+        here: likewise, on the target.
+        moves: first extent on the saved physical volume, first one on the new, and how many.
+    """
+
+    volume: str
+    name: str
+    content: str
+    saved: tuple[Stretch, ...]
+    here: tuple[Stretch, ...]
+    moves: tuple[tuple[int, int, int], ...]
+
+    @property
+    def saved_length(self) -> int:
+        """Bytes of the saved one."""
+        return sum(each.length for each in self.saved)
+
+    @property
+    def length(self) -> int:
+        """Bytes on the target."""
+        return sum(each.length for each in self.here)
+
+    @property
+    def mark(self) -> tuple[str | int, ...]:
+        """What tells it from another place of the same volume."""
+        return self.name, *(number for each in self.here for number in (each.offset, each.length))
+
+    def describe(self) -> str:
+        """Say what differs."""
+        parts = []
+        if self.length != self.saved_length:
+            verb = "shrinks" if self.length < self.saved_length else "grows"
+            sizes = f"{format_size(self.saved_length)} to {format_size(self.length)}"
+            parts.append(f"{verb} from {sizes} ({self.length} bytes)")
+        if self.moves:
+            moved = ", ".join(
+                f"{old} to {old + count - 1} of {self.volume} to {new} to {new + count - 1}"
+                for old, new, count in self.moves
+            )
+            parts.append(f"moves extents {moved}")
+        return f"LV {self.name} ({self.content}) {' and '.join(parts)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +150,7 @@ class Target:
     wwn: str | None = None
     layers: tuple[str, ...] = ()
     foreign: tuple[str, ...] = ()
-    places: tuple[Place, ...] = ()
+    places: tuple[Place | LogicalPlace, ...] = ()
 
     def describe(self) -> str:
         """Say which disk this is, so that a person can find it in the rack."""

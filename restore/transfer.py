@@ -291,13 +291,15 @@ class _Places:
             for place in range(self._firsts[number], self._firsts[number + 1]):
                 step = self._plan[self._steps[place]]
                 offset, length = self._offsets[place], self._lengths[place]
+                start = step.skipped if offset == step.offset else 0
+                end = start + length
                 is_cut = step.is_shortened and offset + length == step.offset + step.length
-                if len(plain) != length and not (is_cut and len(plain) > length):
+                if len(plain) != end and not (is_cut and len(plain) > end):
                     raise ObjectDamaged(
                         f"a chunk of {step.volume} has {len(plain)} bytes "
-                        f"where the image says {length}"
+                        f"where the image says {end}"
                     )
-                yield self._steps[place], offset, plain[:length]
+                yield self._steps[place], offset, plain[start:end]
 
 
 def _differing_blocks(one: memoryview, other: memoryview) -> Iterator[tuple[int, int]]:

@@ -57,7 +57,7 @@ def parts_of(image: Image, steps: Sequence[WriteVolume]) -> Iterator[tuple[int, 
     """Yield what is to be written, part by part, with the number of the step."""
     volumes = {volume.id: volume for _, volume in image.machine.volumes()}
     for number, step in enumerate(steps):
-        for part in each_part(image, volumes[step.volume], step.length):
+        for part in each_part(image, volumes[step.volume], step.length, step.source):
             yield number, part
 
 
@@ -69,8 +69,9 @@ def but_heads(
     """Yield parts without what disks without a table begin with; that goes to `heads`."""
     for number, runs in parts:
         rest = runs
-        if steps[number].role is VolumeRole.WHOLE_DISK and runs.start < HEAD:
-            head, rest = runs.split(HEAD)
+        step = steps[number]
+        if step.role is VolumeRole.WHOLE_DISK and step.offset + runs.start < HEAD:
+            head, rest = runs.split(HEAD - step.offset)
             heads.append((number, head))
         yield number, rest
 

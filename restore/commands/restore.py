@@ -78,14 +78,15 @@ CONFIRMATION = "overwrite"
     "--fit",
     is_flag=True,
     help="Where a disk is smaller than the saved one, shrink swap and filesystems (ext2 to ext4, "
-    "btrfs, NTFS) that have room, and move what lies behind; the plan says what. Refused before "
-    "anything is written if the data does not fit.",
+    "btrfs, NTFS) that have room, in linear volumes of LVM as well, and move what lies behind; the "
+    "plan says what. Refused before anything is written if the data does not fit.",
 )
 @click.option(
     "--grow",
     metavar="VOLUME",
-    help="On a larger disk let this volume (such as disk0/p2), or the `last` one of each disk, take "
-    "the space that is free, and its filesystem with it (ext2 to ext4, XFS, btrfs, NTFS, swap).",
+    help="On a larger disk let this volume (such as disk0/p2, or system/root for a logical one of "
+    "LVM), or the `last` one of each disk, take the space that is free, and its filesystem with it "
+    "(ext2 to ext4, XFS, btrfs, NTFS, swap).",
 )
 @click.option(
     "--verify-written/--no-verify-written",

@@ -10,7 +10,7 @@ behind the new end goes to memory and is gone afterwards.
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +27,9 @@ from restore.device_mapper import Segment, linear
 from restore.ext_superblock import ExtSuperblock
 from restore.fit_steps import GrowFilesystem, RemakeSwap, ShrinkFilesystem
 from restore.nbd_device import attached
-from restore.overlay import Overlay
+from restore.overlay import Overlay, Readable
 from restore.runs import Image
+from restore.saved_group import Joined
 from restore.saved_volume import SavedVolume
 
 # e2fsck: nothing was wrong, or it was corrected.
@@ -64,8 +65,8 @@ def check_shrinkable(step: ShrinkFilesystem, image: Image) -> None:
         ObjectDamaged, ObjectMissing: the repository can't give its metadata.
     """
     means = _MEANS[step.filesystem]
-    what = f"the {step.filesystem} of {step.volume}"
-    whole = Overlay(SavedVolume(image, step.volume), _most_kept())
+    what = f"the {step.filesystem} of {step.subject}"
+    whole = Overlay(_saved(step, image), _most_kept())
     with attached(whole, step.target.logical_sector) as (device, server):
         try:
             least = means.least(device, step.length)
@@ -104,14 +105,14 @@ def shrink(step: ShrinkFilesystem, image: Image, opened: OpenTarget) -> tuple[st
         NoRoom: more is written behind the new end than memory can hold.
     """
     means = _MEANS[step.filesystem]
-    rest = Overlay(_Rest(SavedVolume(image, step.volume), step.length), _most_kept())
+    rest = Overlay(_Rest(_saved(step, image), step.length), _most_kept())
     with opened.lend() as device:
-        front = Segment(device, step.offset, step.length)
+        front = _segments(step, device)
         with ExitStack() as stack:
             served, server = stack.enter_context(attached(rest, step.target.logical_sector))
             behind = Segment(served, step.length, step.saved_length - step.length)
             try:
-                with linear(step.volume, (front, behind)) as whole:
+                with linear(step.volume, (*front, behind)) as whole:
                     notes = means.resize(whole, step.length)
             except ProgramError as error:
                 if server.failure is not None:
@@ -137,8 +138,8 @@ def grow(step: GrowFilesystem, opened: OpenTarget) -> tuple[str, ...]:
     """
     means = _MEANS[step.filesystem]
     with opened.lend() as device:
-        place = Segment(device, step.offset, step.length)
-        with linear(step.volume, (place,)) as whole:
+        place = _segments(step, device)
+        with linear(step.volume, place) as whole:
             notes = means.resize(whole, None)
         size = _check(step, place)
     return (f"the filesystem has {size} bytes now", *notes)
@@ -160,7 +161,7 @@ def remake_swap(step: RemakeSwap, opened: OpenTarget) -> tuple[str, ...]:
         words += ["--label", step.label]
     with (
         opened.lend() as device,
-        linear(step.volume, (Segment(device, step.offset, step.length),)) as area,
+        linear(step.volume, _segments(step, device)) as area,
     ):
         process.run("mkswap", *words, area)
     return ()
@@ -173,7 +174,7 @@ class _Rest:
     for a filesystem of this machine.
     """
 
-    def __init__(self, volume: SavedVolume, start: int) -> None:
+    def __init__(self, volume: Readable, start: int) -> None:
         self.size: int = volume.size
         self._volume = volume
         self._start = start
@@ -323,10 +324,23 @@ def _mounted(kind: str, device: Path, options: str) -> Iterator[Path]:
             process.run("umount", folder)
 
 
-def _check(step: ShrinkFilesystem | GrowFilesystem, place: Segment) -> int:
+def _saved(step: ShrinkFilesystem, image: Image) -> Readable:
+    """Return what was saved of a filesystem."""
+    volume = SavedVolume(image, step.volume)
+    return volume if step.logical is None else Joined(volume, step.logical.saved)
+
+
+def _segments(
+    step: ShrinkFilesystem | GrowFilesystem | RemakeSwap, device: Path
+) -> tuple[Segment, ...]:
+    """Return where something lies on the target's device."""
+    return tuple(Segment(device, each.offset, each.length) for each in step.stretches)
+
+
+def _check(step: ShrinkFilesystem | GrowFilesystem, place: Sequence[Segment]) -> int:
     """Check a filesystem on its place alone; return its bytes."""
-    what = f"the {step.filesystem} of {step.volume} on {step.target.path}"
-    with linear(step.volume, (place,), read_only=True) as device:
+    what = f"the {step.filesystem} of {step.subject} on {step.target.path}"
+    with linear(step.volume, place, read_only=True) as device:
         with open_disk(device) as descriptor:
             size = declared_size(descriptor, 0, step.filesystem)
         if size is None or not 0 < size <= step.length:

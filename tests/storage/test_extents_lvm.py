@@ -3,13 +3,12 @@
 import random
 import re
 import zlib
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from disk_files import Patch, noise, read
-from kernel_mounts import loop
+from lvm_tools import run, tools
 
 from imager import blockdev, process
 from imager.extents import lvm
@@ -20,26 +19,6 @@ from imager.probe.disk import probe_disk
 from imager.units import MIB
 
 SIZE = 80 * MIB
-
-
-@contextmanager
-def tools(folder: Path, *disks: Path) -> Iterator[tuple[str, ...]]:
-    """Yield the devices of disk files, for LVM's own tools, which see nothing else meanwhile."""
-    with ExitStack() as stack:
-        devices = [str(stack.enter_context(loop(disk))) for disk in disks]
-        allowed = "".join(f'"a|^{device}$|",' for device in devices)
-        (folder / "lvm.conf").write_text(
-            f'devices {{ use_devicesfile=0 filter=[{allowed}"r|.*|"] }}\n'
-            "backup { backup=0 archive=0 }\nactivation { udev_sync=0 udev_rules=0 }\n"
-            f'global {{ locking_dir="{folder}" }}\n'
-        )
-        yield tuple(devices)
-
-
-def run(folder: Path, verb: str, *words: str) -> str:
-    # The kernel of the host has no device-mapper; volumes are described, never activated.
-    environment = {"LVM_SYSTEM_DIR": str(folder), "LVM_SUPPRESS_FD_WARNINGS": "1"}
-    return process.run(verb, "--driverloaded", "n", *words, env=environment)
 
 
 def new_volume(folder: Path, name: str, extents: int, *words: str) -> None:

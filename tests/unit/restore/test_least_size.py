@@ -8,7 +8,8 @@ from memory_image import MemoryImage, disk, image_of, machine
 from imager.layout.disk import Volume, VolumeRole
 from imager.layout.filesystem import Filesystem
 from imager.units import GIB, KIB, MIB
-from restore.least_size import LEAST_SWAP, least_size
+from restore.least_size import LEAST_SWAP, least_size, least_within
+from restore.saved_volume import SavedVolume
 
 SIZE = 4 * GIB
 BLOCKS = SIZE // (4 * KIB)
@@ -80,3 +81,38 @@ def test_an_ext_that_is_not_plain_does_not_shrink(head: bytes) -> None:
 def test_swap_keeps_a_least() -> None:
     assert least("swap", MIB) == LEAST_SWAP
     assert least("swap", MIB, size=100 * MIB) == 100 * MIB
+
+
+def within(kind: str, head: bytes, used: int = SIZE) -> int:
+    """What is said of a logical volume, of which the map has all."""
+    image, volume = saved(kind, used, head)
+    return least_within(kind, SavedVolume(image, volume.id))
+
+
+def test_in_a_logical_volume_an_ext_says_itself_what_it_uses() -> None:
+    used = GIB // (4 * KIB)
+    found = within("ext4", superblock(blocks_used=used), SIZE - MIB)
+    assert found == least("ext4", GIB, superblock(blocks_used=used))
+    many = superblock(blocks_used=used, inodes_used=15 * 8192)
+    assert within("ext4", many, SIZE - MIB) == 16 * 128 * MIB
+    assert within("ext4", bytes(1024), SIZE - MIB) == SIZE
+
+
+def test_in_a_logical_volume_a_btrfs_says_itself_what_it_uses() -> None:
+    head = bytes(63 * KIB) + bytes(120) + GIB.to_bytes(8, "little")
+    image, volume = saved("btrfs", SIZE - MIB)
+    block = bytes(KIB) + head
+    content = {"disk0/p1": [block, ("zero", SIZE - len(block))]}
+    image = image_of(image.machine, content)
+    found = least_within("btrfs", SavedVolume(image, volume.id))
+    assert found >= least("btrfs", GIB + GIB // 8)
+    assert found < SIZE
+
+
+@pytest.mark.parametrize("kind", ["xfs", "ntfs", "vfat", "crypto_LUKS", ""])
+def test_in_a_logical_volume_other_things_keep_their_size(kind: str) -> None:
+    assert within(kind, bytes(1024)) == SIZE
+
+
+def test_in_a_logical_volume_swap_keeps_a_least() -> None:
+    assert within("swap", bytes(1024)) == LEAST_SWAP
