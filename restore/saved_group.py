@@ -145,12 +145,13 @@ def logical(saved: Readable, group: LinearGroup, volume: LinearVolume) -> Joined
 def _group(saved: SavedVolume) -> LinearGroup:
     with _as_file(saved, [(0, LABEL_SECTORS * SECTOR)]) as path, open_disk(path) as fd:
         label = read_label(fd, 0, saved.size)
-    if len(label.metadata) != 1 or not 0 < sum(label.metadata[0]) <= _MOST_HEAD:
+    most = min(_MOST_HEAD, saved.size)
+    if len(label.metadata) != 1 or not 0 < sum(label.metadata[0]) <= most:
         raise StructureError("its metadata is not in one area at its beginning")
     with _as_file(saved, [label.metadata[0]]) as path, open_disk(path) as fd:
         text = read_text(fd, 0, saved.size, label.metadata[0])
     group = read_group(text, label.identifier)
-    if not sum(label.metadata[0]) <= group.start <= min(_MOST_HEAD, saved.size):
+    if not sum(label.metadata[0]) <= group.start <= most:
         raise StructureError("its metadata area is not before its extents")
     if any(run.end > group.extents_in(saved.size) for each in group.volumes for run in each.runs):
         raise StructureError("it is smaller than its metadata says")
