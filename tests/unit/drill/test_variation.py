@@ -68,6 +68,12 @@ def test_on_shrunk_disks_places_and_sizes_may_differ_and_nothing_else() -> None:
     gone = Difference("file / / / /etc/default", "93cc904b", "(nothing)")
     changed = (content, time, gone)
     assert expectation(Variation.SHRUNK).unexpected(changed) == changed
+    row = "lvm / lvs / ward home 4nv2QY {} linear public   2026-11-01"
+    resized = (
+        Difference(row.format("805306368B"), "there", MISSING),
+        Difference(row.format("692060160B"), MISSING, "there"),
+    )
+    assert not expectation(Variation.SHRUNK).unexpected(resized)
     assert vary(DISKS, Variation.SHRUNK) == vary(DISKS, Variation.SMALLER)
 
 
