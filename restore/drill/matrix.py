@@ -10,6 +10,7 @@ medium = "usb"                # where it is not a CD
 import tempfile
 import time
 import tomllib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -153,7 +154,7 @@ def drill_all(
         The results in the order of the cells.
     """
     results = dict(known)
-    missing = [cell for cell in cells if cell not in known]
+    missing = _each_machine_first([cell for cell in cells if cell not in known])
     start = time.monotonic()
 
     def all_so_far() -> list[Result]:
@@ -172,6 +173,20 @@ def drill_all(
             results[missing[position]] = result
             done(all_so_far())
     return all_so_far()
+
+
+def _each_machine_first(cells: Sequence[Cell]) -> list[Cell]:
+    """Return drills in an order that takes every machine once before it takes one again.
+
+    A run that is stopped has seen most shapes then, and lanes do not wait for the same machine to be
+    built.
+    """
+    turns = Counter[str]()
+    turn = {}
+    for cell in cells:
+        turn[cell] = turns[cell.machine]
+        turns[cell.machine] += 1
+    return sorted(cells, key=lambda cell: turn[cell])
 
 
 @contextmanager

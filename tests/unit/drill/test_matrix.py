@@ -84,6 +84,23 @@ def test_drills_share_a_medium_and_each_is_told_of_whatever_becomes_of_another(
     assert not media[0].exists()
 
 
+def test_every_machine_has_its_turn_before_one_has_a_second(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells = cross(["a", "b"], ["same", "larger", "reversed"])
+    drilled: list[Cell] = []
+
+    def drill(cell: Cell, *_: object) -> Result:
+        drilled.append(cell)
+        return _result(cell)
+
+    monkeypatch.setattr(Cell, "drill", drill)
+    choices = run.Choices(None, Medium.CD, tmp_path / "rescue.iso", tmp_path)
+    results = drill_all(cells, choices, Settings(TCG, lambda _: None), lambda _: None)
+    assert drilled == [cells[0], cells[3], cells[1], cells[4], cells[2], cells[5]]
+    assert results == [_result(cell) for cell in cells]
+
+
 def test_drills_beside_each_other_keep_their_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -119,8 +136,8 @@ def test_what_went_well_before_is_not_drilled_again(
     monkeypatch.setattr(Cell, "drill", drill)
     told: list[Sequence[Result]] = []
     results = drill_all(cells, choices, Settings(TCG, lambda _: None), told.append, known=known)
-    assert drilled == [cells[2], cells[3], secure]
-    assert results == [before[0], before[1], *(_result(cell) for cell in drilled)]
+    assert drilled == [cells[2], secure, cells[3]]
+    assert results == [before[0], before[1], *(_result(cell) for cell in cells[2:])]
     assert [len(each) for each in told] == [3, 4, 5]
 
 
