@@ -29,6 +29,7 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("busy")
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist takes the groups from it
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Share the tests out: a file to a process, and all drills, which begin first, to one.
 
