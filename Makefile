@@ -32,7 +32,7 @@ drills: setup
 
 # Two processes share the tests, so that what waits costs nothing; a drill's machine has two processors, and more
 # would only fight for them.
-PYTEST := $(BIN)/pytest --numprocesses=2 --dist=loadgroup --no-loadscope-reorder
+PYTEST := $(BIN)/pytest --numprocesses=2 --no-loadscope-reorder
 
 test: setup
 	$(PYTEST) -m "not slow"

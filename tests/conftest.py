@@ -6,9 +6,11 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Final
 
 import hypothesis
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from imager.capture.pipeline import Pipeline
 from imager.extents.extents import whole
@@ -22,6 +24,8 @@ from imager.repository.keyring import Credential
 from imager.repository.repository import Repository, now
 from imager.repository.session import Counters, Session
 
+_DRILLS: Final = "tests/drills/"
+
 # A drill beside a test may take the processor for seconds: how long an example takes says nothing.
 hypothesis.settings.register_profile(
     "busy", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
@@ -29,21 +33,25 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("busy")
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist takes the groups from it
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Share the tests out: a file to a process, and all drills, which begin first, to one.
+class _Shares(LoadScopeScheduling):
+    """A file is for one process, and so are all drills together.
 
-    Drills wait for the same machines to be built; what holds a store or a medium up is made once for
-    a file.
+    What holds a store or a medium up is made once for a file; drills would wait for the same machines to
+    be built.
     """
-    items.sort(key=lambda item: not _is_drill(item))
-    for item in items:
-        place = item.path.parent if _is_drill(item) else item.path
-        item.add_marker(pytest.mark.xdist_group(place.name))
+
+    def _split_scope(self, nodeid: str) -> str:
+        return _DRILLS if nodeid.startswith(_DRILLS) else nodeid.split("::", maxsplit=1)[0]
 
 
-def _is_drill(item: pytest.Item) -> bool:
-    return item.path.parent.name == "drills"
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    """Tell pytest-xdist how tests are shared out."""
+    return _Shares(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the drills: they take the longest."""
+    items.sort(key=lambda item: not item.nodeid.startswith(_DRILLS))
 
 
 @dataclass(frozen=True)
