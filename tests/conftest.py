@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -52,6 +53,17 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the drills: they take the longest."""
     items.sort(key=lambda item: not item.nodeid.startswith(_DRILLS))
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Let SIGINT do here, and in programs that are started, what it does in a terminal.
+
+    The processes that share the tests ignore it.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @dataclass(frozen=True)

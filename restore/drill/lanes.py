@@ -102,6 +102,8 @@ def _lanes(work: Callable[[Any], Any], number: int) -> Iterator[list[Connection]
 def _lane(work: Callable[[Any], Any], end: Connection, foreign: Sequence[Connection]) -> None:
     """Work for one item after the other, until nobody is there any more."""
     os.setpgid(0, 0)  # Ctrl-C reaches the parent, which passes it on, once
+    # A shell lets what it starts in the background ignore it; a lane is always stopped by it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for each in foreign:
         each.close()
     threading.Thread(target=_follow_parent, daemon=True).start()

@@ -234,6 +234,7 @@ def test_a_filesystem_that_did_not_shrink_is_found(
         filesystem.shrink(shrinking.step, shrinking.image, opened)
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_a_stop_request_takes_all_down(
     shrinking: Shrinking, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -77,6 +77,7 @@ def test_a_lane_that_is_killed_is_missed() -> None:
         list(in_lanes(work, [1, 2], 2))
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_lanes_are_interrupted_when_who_started_them_ends(
     tmp_path: Path, number: signal.Signals
