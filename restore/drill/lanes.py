@@ -93,10 +93,10 @@ def _lanes(work: Callable[[Any], Any], number: int) -> Iterator[list[Connection]
         for process in processes:
             if process.is_alive() and process.pid is not None:
                 os.kill(process.pid, signal.SIGINT)
+        for end in ends:
+            end.close()  # a lane that waits for work ends by this
         for process in processes:
             process.join()
-        for end in ends:
-            end.close()
 
 
 def _lane(work: Callable[[Any], Any], end: Connection, foreign: Sequence[Connection]) -> None:
