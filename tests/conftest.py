@@ -57,13 +57,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def interruptible() -> Iterator[None]:
-    """Let SIGINT do here, and in programs that are started, what it does in a terminal.
+    """Let requests to end do here, and in programs that are started, what they do in a terminal.
 
-    The processes that share the tests ignore it.
+    The processes that share the tests ignore SIGINT, and `nohup` makes all below it ignore SIGHUP.
     """
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    wanted = {
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGHUP: signal.SIG_DFL,
+        signal.SIGTERM: signal.SIG_DFL,
+    }
+    before = {number: signal.signal(number, handler) for number, handler in wanted.items()}
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,13 @@ def test_ruff_format() -> None:
 
 def test_mypy_strict() -> None:
     run(str(BIN / "mypy"))
+
+
+def test_test_modules_outside_packages_have_names_of_their_own() -> None:
+    """Two of one name can't be imported in the same run, and each alone can."""
+    paths = (ROOT / "tests").rglob("test_*.py")
+    names = Counter(path.name for path in paths if not (path.parent / "__init__.py").exists())
+    assert [name for name, count in names.items() if count > 1] == []
 
 
 def test_import_contracts() -> None:
