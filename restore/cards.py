@@ -18,6 +18,7 @@ from enum import StrEnum
 
 from imager.errors import UsageError
 from imager.layout.network import NetworkCard
+from restore.assignments import parse_assignments
 
 
 class CardBasis(StrEnum):
@@ -71,18 +72,7 @@ def parse_nics(values: Iterable[str]) -> dict[str, str]:
     Raises:
         UsageError: not of the form SAVED=CARD, or a saved card twice.
     """
-    named: dict[str, str] = {}
-    for value in values:
-        saved, separator, here = value.partition("=")
-        if not (saved and separator and here):
-            raise UsageError(
-                f"--nic {value} is not of the form SAVED=CARD",
-                hint="For example: --nic eth0=52:54:00:12:34:56",
-            )
-        if saved in named:
-            raise UsageError(f"--nic names {saved} twice")
-        named[saved] = here
-    return named
+    return parse_assignments("--nic", values, form="SAVED=CARD", example="eth0=52:54:00:12:34:56")
 
 
 def match_cards(

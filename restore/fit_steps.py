@@ -12,16 +12,33 @@ from imager.units import format_size
 from restore.target import LogicalPlace, Stretch, Target
 
 
-def _named(volume: str, logical: LogicalPlace | None) -> str:
-    return f"LV {logical.name}" if logical is not None else volume
-
-
 def _bytes(stretches: Sequence[Stretch]) -> str:
     return ", ".join(f"{each.offset} to {each.offset + each.length - 1}" for each in stretches)
 
 
+class _Resized:
+    """What the steps have in common that change the size of a volume, or of a logical one in it."""
+
+    __slots__ = ()
+
+    volume: str
+    offset: int
+    length: int
+    logical: LogicalPlace | None
+
+    @property
+    def subject(self) -> str:
+        """What it is."""
+        return f"LV {self.logical.name}" if self.logical is not None else self.volume
+
+    @property
+    def stretches(self) -> tuple[Stretch, ...]:
+        """Where it lies on the target."""
+        return self.logical.here if self.logical else (Stretch(self.offset, self.length),)
+
+
 @dataclass(frozen=True, slots=True)
-class ShrinkFilesystem:
+class ShrinkFilesystem(_Resized):
     """Make a filesystem smaller that is written up to its new end, and is larger in the image.
 
     It comes when all content is written, verified if that was asked for, and flushed, and before
@@ -49,16 +66,6 @@ class ShrinkFilesystem:
     saved_length: int
     logical: LogicalPlace | None = None
 
-    @property
-    def subject(self) -> str:
-        """What it is in."""
-        return _named(self.volume, self.logical)
-
-    @property
-    def stretches(self) -> tuple[Stretch, ...]:
-        """Where it lies on the target."""
-        return self.logical.here if self.logical else (Stretch(self.offset, self.length),)
-
     def describe(self) -> str:
         """Say what happens."""
         return (
@@ -69,7 +76,7 @@ class ShrinkFilesystem:
 
 
 @dataclass(frozen=True, slots=True)
-class RemakeSwap:
+class RemakeSwap(_Resized):
     """Make a swap area anew for a volume of another size; it keeps its UUID and label.
 
     Attributes:
@@ -91,16 +98,6 @@ class RemakeSwap:
     label: str | None
     logical: LogicalPlace | None = None
 
-    @property
-    def subject(self) -> str:
-        """What it is."""
-        return _named(self.volume, self.logical)
-
-    @property
-    def stretches(self) -> tuple[Stretch, ...]:
-        """Where it lies on the target."""
-        return self.logical.here if self.logical else (Stretch(self.offset, self.length),)
-
     def describe(self) -> str:
         """Say what happens."""
         return (
@@ -110,7 +107,7 @@ class RemakeSwap:
 
 
 @dataclass(frozen=True, slots=True)
-class GrowFilesystem:
+class GrowFilesystem(_Resized):
     """Make a filesystem as large as its volume on the target. It comes when the table is there.
 
     Attributes:
@@ -133,16 +130,6 @@ class GrowFilesystem:
     saved_length: int
     partition: int | None
     logical: LogicalPlace | None = None
-
-    @property
-    def subject(self) -> str:
-        """What it is in."""
-        return _named(self.volume, self.logical)
-
-    @property
-    def stretches(self) -> tuple[Stretch, ...]:
-        """Where it lies on the target."""
-        return self.logical.here if self.logical else (Stretch(self.offset, self.length),)
 
     def describe(self) -> str:
         """Say what happens."""

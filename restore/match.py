@@ -38,6 +38,7 @@ from imager.errors import (
 from imager.layout.disk import Disk, DiskIdentity
 from imager.layout.machine import Machine
 from imager.units import format_size
+from restore.assignments import parse_assignments
 
 _REMOVABLE_TRANSPORTS = frozenset({"usb", "mmc"})
 
@@ -182,18 +183,8 @@ def parse_map(values: Iterable[str]) -> dict[str, Path]:
     Raises:
         UsageError: not of the form SAVED=TARGET, or a saved disk twice.
     """
-    mapping: dict[str, Path] = {}
-    for value in values:
-        saved, separator, target = value.partition("=")
-        if not (saved and separator and target):
-            raise UsageError(
-                f"--map {value} is not of the form SAVED=TARGET",
-                hint="For example: --map disk0=/dev/sdb",
-            )
-        if saved in mapping:
-            raise UsageError(f"--map names {saved} twice")
-        mapping[saved] = Path(target)
-    return mapping
+    named = parse_assignments("--map", values, form="SAVED=TARGET", example="disk0=/dev/sdb")
+    return {saved: Path(target) for saved, target in named.items()}
 
 
 def describe(path: Path, identity: DiskIdentity) -> str:

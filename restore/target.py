@@ -28,6 +28,14 @@ class Stretch:
     length: int
 
 
+def _resized(saved: int, length: int) -> list[str]:
+    """Say what becomes of a length in bytes; nothing if it stays."""
+    if length == saved:
+        return []
+    verb = "shrinks" if length < saved else "grows"
+    return [f"{verb} from {format_size(saved)} to {format_size(length)} ({length} bytes)"]
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """Where a volume comes that is not where it was, or not as long.
@@ -55,11 +63,7 @@ class Place:
 
     def describe(self) -> str:
         """Say what differs."""
-        parts = []
-        if self.length != self.saved_length:
-            verb = "shrinks" if self.length < self.saved_length else "grows"
-            sizes = f"{format_size(self.saved_length)} to {format_size(self.length)}"
-            parts.append(f"{verb} from {sizes} ({self.length} bytes)")
+        parts = _resized(self.saved_length, self.length)
         if self.offset != self.saved_offset:
             parts.append(f"moves from byte {self.saved_offset} to byte {self.offset}")
         return f"{self.volume} ({self.content}) {' and '.join(parts)}"
@@ -102,11 +106,7 @@ class LogicalPlace:
 
     def describe(self) -> str:
         """Say what differs."""
-        parts = []
-        if self.length != self.saved_length:
-            verb = "shrinks" if self.length < self.saved_length else "grows"
-            sizes = f"{format_size(self.saved_length)} to {format_size(self.length)}"
-            parts.append(f"{verb} from {sizes} ({self.length} bytes)")
+        parts = _resized(self.saved_length, self.length)
         if self.moves:
             moved = ", ".join(
                 f"{old} to {old + count - 1} of {self.volume} to {new} to {new + count - 1}"

@@ -9,6 +9,7 @@ from imager import blockdev
 from imager.blockdev import BlockDisk
 from imager.layout.disk import Disk, DiskIdentity, Volume, VolumeRole
 from restore.circumstances import Wishes
+from restore.execute import execute
 from restore.fit_planner import Fitter
 from restore.match import Basis, Match, Survey
 from restore.plan import Plan
@@ -43,6 +44,27 @@ def plan_for(
         fitter=Fitter(image, wishes),
         surroundings=replace(surroundings(image.machine, matches, Survey((), {}, {})), uefi=False),
     )
+
+
+def old(folder: Path, size: int) -> Path:
+    path = folder / "disk.raw"
+    path.write_bytes(b"\xa5" * size)
+    return path
+
+
+def go(image: MemoryImage, target: Path, wishes: Wishes) -> Plan:
+    plan = plan_for(image, target, wishes=wishes, as_devices=True)
+    moved: list[int] = []
+    execute(
+        plan,
+        image,
+        advance=moved.append,
+        record=lambda _: None,
+        measure=lambda _name, _stages: None,
+        log=str,
+    )
+    assert sum(moved) == plan.written + plan.verified
+    return plan
 
 
 def two_parts(name: str, size: int) -> Disk:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from linear_groups import EXTENT, IDENTIFIER, PHYSICAL, START, head_of, size_in, text_of
 from memory_image import MemoryImage, cut_after, disk, image_of, machine
-from restoring import plan_for
+from restoring import go, old, plan_for
 
 from imager import process
 from imager.blockdev import open_disk
@@ -25,10 +25,8 @@ from imager.units import KIB, MIB
 from restore import execute as execution
 from restore import saved_group, windows
 from restore.circumstances import Wishes
-from restore.execute import execute
 from restore.fit_steps import GrowFilesystem, RemakeSwap, ShrinkFilesystem, WriteGroup
 from restore.linear_group import read_group
-from restore.plan import Plan
 from restore.saved_group import Joined
 from restore.saved_volume import SavedVolume
 from restore.steps import Resume
@@ -133,27 +131,6 @@ def image_on_lvm(
     saved = replace(disk(size=SIZE, volumes=volumes), table=found.table)
     content = {"disk0/boot-area": [head], "disk0/p1": parts, "disk0/gap1": [end_of_disk]}
     return image_of(replace(machine(saved), layers=layers), content), contents
-
-
-def old(folder: Path, size: int) -> Path:
-    path = folder / "disk.raw"
-    path.write_bytes(b"\xa5" * size)
-    return path
-
-
-def go(image: MemoryImage, target: Path, wishes: Wishes) -> Plan:
-    plan = plan_for(image, target, wishes=wishes, as_devices=True)
-    moved: list[int] = []
-    execute(
-        plan,
-        image,
-        advance=moved.append,
-        record=lambda _: None,
-        measure=lambda _name, _stages: None,
-        log=str,
-    )
-    assert sum(moved) == plan.written + plan.verified
-    return plan
 
 
 def there(path: Path, offset: int) -> tuple[dict[str, bytes], int]:

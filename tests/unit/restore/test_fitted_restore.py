@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from memory_image import MemoryImage, cut_after, disk, ext4, image_of, machine
-from restoring import plan_for
+from restoring import go, old, plan_for
 
 from imager import blockdev, process
 from imager.blockdev import open_disk
@@ -21,7 +21,6 @@ from imager.probe.partition_table import read_table
 from restore import device, fit_planner, journal, windows
 from restore import execute as execution
 from restore.circumstances import Wishes
-from restore.execute import execute
 from restore.fit_planner import Fitter
 from restore.fit_steps import GrowFilesystem, RemakeSwap, ShrinkFilesystem
 from restore.match import Basis, Match, Survey, match
@@ -109,27 +108,6 @@ def image_with_a_gpt(folder: Path, script: str = TABLE) -> MemoryImage:
             "disk0/gap1": [end],
         },
     )
-
-
-def old(folder: Path, size: int) -> Path:
-    path = folder / "disk.raw"
-    path.write_bytes(b"\xa5" * size)
-    return path
-
-
-def go(image: MemoryImage, target: Path, wishes: Wishes) -> Plan:
-    plan = plan_for(image, target, wishes=wishes, as_devices=True)
-    moved: list[int] = []
-    execute(
-        plan,
-        image,
-        advance=moved.append,
-        record=lambda _: None,
-        measure=lambda _name, _stages: None,
-        log=str,
-    )
-    assert sum(moved) == plan.written + plan.verified
-    return plan
 
 
 def content(image: MemoryImage, volume: str) -> bytes:
