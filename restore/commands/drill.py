@@ -111,8 +111,8 @@ from restore.drill.vm_spec import Accelerator, Firmware
     type=click.IntRange(1),
     default=1,
     show_default=True,
-    help="How many drills of fixtures run at the same time. Each has a virtual machine with two "
-    "processors and 2 GiB, and their RTO is no promise any more.",
+    help="How many drills of fixtures run at the same time. They share the processors, one each is "
+    "enough; each needs 2 GiB, and their RTO is no promise any more.",
 )
 @click.option(
     "--resume",

@@ -147,27 +147,10 @@ def _check_dead_end(vm: Vm) -> None:
 
 def compare_all(before: Expected, after: Expected) -> tuple[Difference, ...]:
     """Compare all facts, and name the files that differ when one of them says that some do."""
-    before, after = _lasting(before), _lasting(after)
     differences = compare(before.facts, after.facts)
     if differences:
         differences += compare({"file": before.manifest}, {"file": after.manifest})
     return differences
-
-
-def _lasting(said: Expected) -> Expected:
-    """Leave out what each start makes up: the root folder of an exFAT has no entry with its time.
-
-    Linux gives it that of the mount (`exfat_read_root`).
-    """
-    files = dict(said.facts.get("files", {}))
-    manifest = dict(said.manifest)
-    for place, mount in said.facts.get("mounts", {}).items():
-        if mount["type"] == "exfat" and place in files:
-            hashes = {top: each for top, each in files[place]["hashes"].items() if top != "."}
-            files[place] = {**files[place], "hashes": hashes}
-            entries = manifest.get(place, {})
-            manifest[place] = {path: each for path, each in entries.items() if path != place}
-    return Expected({**said.facts, "files": files}, manifest)
 
 
 def wait_for_sign(vm: Vm, timeout: float, folder: Path, *, accept_screen: bool) -> Proof:

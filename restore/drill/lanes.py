@@ -1,7 +1,8 @@
 """Work that is done in several processes at a time: drills beside each other.
 
 A lane is a process: a drill starts programs that live no longer than the thread that started them
-(see `qemu`), and is stopped by an exception in the main thread.
+(see `qemu`), and is stopped by an exception in the main thread. It has processors of its own as long
+as there are enough, since virtual machines that take turns on one waste most of it.
 """
 
 import multiprocessing
@@ -81,9 +82,9 @@ def _lanes(work: Callable[[Any], Any], number: int) -> Iterator[list[Connection]
     processes = []
     ends: list[Connection] = []
     try:
-        for _ in range(number):
+        for share in _shares(number):
             ours, theirs = _PROCESSES.Pipe()
-            process = _PROCESSES.Process(target=_lane, args=(work, theirs, [*ends, ours]))
+            process = _PROCESSES.Process(target=_lane, args=(work, theirs, [*ends, ours], share))
             process.start()
             processes.append(process)
             theirs.close()
@@ -99,8 +100,17 @@ def _lanes(work: Callable[[Any], Any], number: int) -> Iterator[list[Connection]
             process.join()
 
 
-def _lane(work: Callable[[Any], Any], end: Connection, foreign: Sequence[Connection]) -> None:
+def _shares(number: int) -> list[list[int]]:
+    """Return the processors of each lane; several lanes share one where there are too few."""
+    all_of_them = sorted(os.sched_getaffinity(0))
+    return [all_of_them[lane % len(all_of_them) :: number] for lane in range(number)]
+
+
+def _lane(
+    work: Callable[[Any], Any], end: Connection, foreign: Sequence[Connection], share: Sequence[int]
+) -> None:
     """Work for one item after the other, until nobody is there any more."""
+    os.sched_setaffinity(0, share)
     os.setpgid(0, 0)  # Ctrl-C reaches the parent, which passes it on, once
     # A shell lets what it starts in the background ignore it; a lane is always stopped by it.
     signal.signal(signal.SIGINT, signal.default_int_handler)

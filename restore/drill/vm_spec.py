@@ -1,9 +1,12 @@
 """What a virtual machine is made of; pure data, so that a drill can be printed before it runs."""
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Final
+
+_CPUS: Final = 2
 
 
 class Firmware(StrEnum):
@@ -115,6 +118,15 @@ class UserNetwork:
     mac: str | None = None
 
 
+def usual_cpus() -> int:
+    """Return how many processors a machine gets when nobody says.
+
+    With more than this process may use, translated processors wait for each other's turn: two
+    machines with two each, on two, need half as much time again as with one each.
+    """
+    return min(_CPUS, len(os.sched_getaffinity(0)))
+
+
 @dataclass(frozen=True, slots=True)
 class VmSpec:
     """A virtual machine.
@@ -123,7 +135,7 @@ class VmSpec:
         name: for messages and QEMU's own title.
         memory_mib: RAM in MiB.
         drives: in the order of their slots.
-        cpus: virtual processors.
+        cpus: virtual processors; by default two, or as many as this process may use.
         firmware: what starts it.
         nvram: the file with the UEFI variables, kept by the caller from one boot to the next;
             made from the firmware's template when missing. None: a blank one for this run only.
@@ -140,7 +152,7 @@ class VmSpec:
     name: str
     memory_mib: int
     drives: tuple[Drive, ...] = ()
-    cpus: int = 2
+    cpus: int = field(default_factory=usual_cpus)
     firmware: Firmware = Firmware.BIOS
     nvram: Path | None = None
     shares: tuple[Share, ...] = ()

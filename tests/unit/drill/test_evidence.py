@@ -120,25 +120,3 @@ def test_files_are_named_only_when_facts_say_that_some_differ() -> None:
         "file / / / etc/b",
     ]
     assert evidence.compare_all(before, evidence.Expected(before.facts, after.manifest)) == ()
-
-
-@pytest.mark.parametrize(("kind", "counts"), [("exfat", False), ("ext4", True)])
-def test_the_time_that_an_exfat_gives_its_root_does_not_count(kind: str, counts: bool) -> None:
-    def said(top: str, file: str) -> evidence.Expected:
-        hashes = {".": top, "ward": file}
-        return evidence.Expected(
-            {"mounts": {"/srv": {"type": kind}}, "files": {"/srv": {"hashes": hashes}}},
-            {"/srv": {"/srv": top, "/srv/ward": file}},
-        )
-
-    before = said("1", "2")
-    found = evidence.compare_all(before, said("3", "2"))
-    assert [each.fact for each in found] == counts * [
-        "files / /srv / hashes / .",
-        "file / /srv / /srv",
-    ]
-    changed = evidence.compare_all(before, said("1", "4"))
-    assert [each.fact for each in changed] == [
-        "files / /srv / hashes / ward",
-        "file / /srv / /srv/ward",
-    ]

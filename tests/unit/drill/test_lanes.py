@@ -11,6 +11,7 @@ import pytest
 
 from imager.errors import DrillError, ProgramError
 from restore.drill.lanes import in_lanes
+from restore.drill.vm_spec import VmSpec
 
 # Longer than any test waits: a lane that is not interrupted shows.
 _FOR_EVER = 600.0
@@ -22,6 +23,21 @@ def test_every_item_is_answered_whatever_the_number_of_lanes() -> None:
         assert [answers[position][0] for position in range(5)] == [0, 1, 4, 9, 16]
         workers = {pid for _, pid in answers.values()}
         assert (os.getpid() in workers) == (number == 1)
+
+
+@pytest.mark.parametrize("number", [2, 3, 64])
+def test_no_processor_is_idle_and_none_has_two_lanes_without_need(number: int) -> None:
+    ours = os.sched_getaffinity(0)
+    seen = dict(in_lanes(lambda _: os.sched_getaffinity(0), range(number), number))
+    shares = [seen[position] for position in range(number)]
+    assert set().union(*shares) == ours
+    assert max(sum(one in share for share in shares) for one in ours) == -(-number // len(ours))
+
+
+def test_a_machine_has_no_more_processors_than_its_lane() -> None:
+    seen = dict(in_lanes(lambda _: (os.sched_getaffinity(0), VmSpec("m", 64).cpus), range(64), 64))
+    assert all(cpus == min(2, len(share)) for share, cpus in seen.values())
+    assert VmSpec("m", 64).cpus == min(2, len(os.sched_getaffinity(0)))
 
 
 def test_what_ends_first_is_yielded_first(tmp_path: Path) -> None:
@@ -86,6 +102,7 @@ def test_lanes_are_interrupted_when_who_started_them_ends(
 from pathlib import Path
 from tests.unit.drill.test_lanes import _wait_and_tell
 from restore.drill.lanes import in_lanes
+from restore.drill.vm_spec import VmSpec
 list(in_lanes(_wait_and_tell, [Path({str(tmp_path)!r}, name) for name in "ab"], 2))
 """
     for name in "ab":

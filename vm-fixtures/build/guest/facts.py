@@ -194,7 +194,8 @@ def collect() -> tuple[Json, Json]:
     skip = volatile()
     for mountpoint in sorted(mounted):
         # What is mounted itself counts where it is mounted, also when it is a subvolume.
-        tree = Tree(mountpoint, skip | {each for each in mounted if each != mountpoint})
+        others = {each for each in mounted if each != mountpoint}
+        tree = Tree(mountpoint, skip | others, mounted[mountpoint]["type"])
         tree.hash()
         files[mountpoint] = tree.facts()
         manifest[mountpoint] = {path: abridged(each) for path, each in tree.digests.items()}

@@ -29,10 +29,12 @@ class Tree:
     Args:
         root: the mountpoint.
         volatile: paths that change by themselves; nothing at or below them counts.
+        kind: of the filesystem. The root of an exFAT has no time: Linux makes one up at each mount.
     """
 
-    def __init__(self, root: str, volatile: set[str]) -> None:
+    def __init__(self, root: str, volatile: set[str], kind: str = "") -> None:
         self.root = root
+        self.timeless = root if kind == "exfat" else None
         self.volatile = volatile
         self.device = os.lstat(root).st_dev
         self.entries: list[tuple[str, os.stat_result]] = []
@@ -87,9 +89,8 @@ class Tree:
         """Return "metadata content" of one entry."""
         names = os.listxattr(path, follow_symlinks=False)
         attributes = [(n, os.getxattr(path, n, follow_symlinks=False)) for n in sorted(names)]
-        meta: list[Any] = [
-            *(found.st_mode, found.st_uid, found.st_gid, found.st_mtime_ns, attributes),
-        ]
+        time = found.st_mtime_ns if path != self.timeless else None
+        meta: list[Any] = [found.st_mode, found.st_uid, found.st_gid, time, attributes]
         content = ""
         if stat.S_ISREG(found.st_mode):
             meta += (found.st_size, found.st_nlink, self.links.get((found.st_dev, found.st_ino)))
