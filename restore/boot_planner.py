@@ -16,6 +16,7 @@ from restore.boot_steps import (
     Esp,
     LogToEsp,
     MapCards,
+    MapDisks,
     RepairInitramfs,
     SetBootEntries,
 )
@@ -91,17 +92,21 @@ def _plan_system(
         return ()
     disks = tuple(
         DiskDrivers(
-            targets[disk.id], disk.origin, surroundings.drivers.get(targets[disk.id].path, ())
+            targets[disk.id],
+            disk.origin,
+            surroundings.drivers.get(targets[disk.id].path, ()),
+            disk.identity,
         )
         for disk in machine.disks
         if disk.id in targets
     )
     others = tuple(match for match in cards if match.differs)
+    renamed = (MapDisks(disks),) if any(disk.is_renamed for disk in disks) else ()
     if not others:
-        return (RepairInitramfs(disks),)
+        return (*renamed, RepairInitramfs(disks))
     crossed = crossed_names(cards, surroundings.cards)
     free = free_cards(cards, surroundings.cards)
-    return (MapCards(disks, others, free), RepairInitramfs(disks, crossed))
+    return (*renamed, MapCards(disks, others, free), RepairInitramfs(disks, crossed))
 
 
 def _plan_firmware(

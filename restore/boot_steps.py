@@ -1,8 +1,10 @@
 """The steps that make a restored machine start; see `restore.steps`."""
 
+import re
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Final
 
+from imager.layout.disk import DiskIdentity
 from imager.layout.firmware import BootEntry
 from imager.layout.network import NetworkCard
 from restore.cards import CardMatch
@@ -10,6 +12,10 @@ from restore.target import Target
 
 # How UEFI writes the architectures of `uname -m` in file names.
 EFI_SUFFIXES = {"x86_64": "x64", "aarch64": "aa64", "i686": "ia32", "riscv64": "riscv64"}
+
+_BY_ID: Final = re.compile(r"/dev/disk/by-id/(?P<id>.+?)(?:-part(?P<number>\d+))?")
+_UNSAFE: Final = re.compile(r"[^\w#+.:=@-]")  # what udev writes as an underscore
+_LEAST_ID: Final = 4  # characters; what is shorter may stand in any word
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,11 +115,79 @@ class DiskDrivers:
         target: the disk.
         origin: the path that the saved disk had, which a file of the machine may name.
         drivers: the nearest to the disk first.
+        identity: of the saved disk, which such a name may be made of; None where nobody knows.
     """
 
     target: Target
     origin: str
     drivers: tuple[Driver, ...]
+    identity: DiskIdentity | None = None
+
+    @property
+    def has_names(self) -> bool:
+        """Whether the saved disk was a device, and no file that stood for one."""
+        return self.origin.startswith("/dev/")
+
+    @property
+    def is_other(self) -> bool:
+        """Whether the target is another disk than the saved one."""
+        saved, here = self.identity, self.target
+        return saved is not None and (saved.serial, saved.wwn) != (here.serial, here.wwn)
+
+    @property
+    def is_renamed(self) -> bool:
+        """Whether the saved disk had a name that may mean another one here, or none."""
+        return self.has_names and (self.is_other or self.origin != str(self.target.path))
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """What a maker gave the saved disk, as udev writes it into names."""
+        if self.identity is None:
+            return ()
+        serial = _UNSAFE.sub("_", (self.identity.serial or "").strip())
+        wwn = (self.identity.wwn or "").removeprefix("0x")
+        return tuple(each for each in (serial, wwn) if len(each) >= _LEAST_ID)
+
+    def partition(self, number: str | int) -> str:
+        """Return what the kernel called a partition of the saved disk."""
+        return f"{self.origin}{'p' if self.origin[-1:].isdigit() else ''}{number}"
+
+    def old_name(self, path: str) -> str | None:
+        """Return what the kernel called what a path below /dev/disk/by-id meant, if on this disk."""
+        match = _BY_ID.fullmatch(path)
+        if match is None or not any(
+            re.search(rf"(?:[-_]|0x|-3){re.escape(each)}(?:_\d+)?$", match["id"])
+            for each in self.ids
+        ):
+            return None
+        return self.partition(match["number"]) if match["number"] else self.origin
+
+
+@dataclass(frozen=True, slots=True)
+class MapDisks:
+    """Let the files that a restored system starts by call its disks what stays, where they don't.
+
+    Attributes:
+        disks: that the system is on.
+    """
+
+    name: ClassVar[str] = "map-disks"
+    disks: tuple[DiskDrivers, ...]
+
+    def describe(self) -> str:
+        """Say what happens."""
+        others = "; ".join(
+            f"{disk.origin} is {disk.target.path} now"
+            if disk.origin != str(disk.target.path)
+            else f"{disk.origin} is another disk now"
+            for disk in self.disks
+            if disk.is_renamed
+        )
+        return (
+            "restored system: in fstab, crypttab, mdadm.conf, the resume device and kernel command "
+            f"lines, where they call a disk by a name that has changed ({others}): the UUID of what "
+            "is on it instead; all other bytes stay"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +247,11 @@ class RepairInitramfs:
     disks: tuple[DiskDrivers, ...]
     crossed: tuple[str, ...] | None = None
 
+    @property
+    def has_renamed(self) -> bool:
+        """Whether an initramfs may call a disk by a name that has changed."""
+        return any(disk.is_renamed for disk in self.disks)
+
     def describe(self) -> str:
         """Say what happens."""
         needs = {
@@ -190,7 +269,10 @@ class RepairInitramfs:
 
     @property
     def _names(self) -> str:
-        return "" if self.crossed is None else ", and leaves network cards the names they must have"
+        names = ", and finds them by names that hold" if self.has_renamed else ""
+        if self.crossed is not None:
+            names += ", and leaves network cards the names they must have"
+        return names
 
 
 @dataclass(frozen=True, slots=True)

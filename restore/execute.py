@@ -23,10 +23,11 @@ from restore.boot_steps import (
     EnsureFallbackLoader,
     LogToEsp,
     MapCards,
+    MapDisks,
     RepairInitramfs,
     SetBootEntries,
 )
-from restore.bootrepair import efi, fallback, network, repair
+from restore.bootrepair import disks, efi, fallback, network, repair
 from restore.bootrepair.esp import write_log
 from restore.comparison import (
     Differences,
@@ -103,7 +104,7 @@ Measure = Callable[[str, Stages], None]
 _GO_ON: Final = "What is written so far stays: the same restore, started again, goes on from there."
 
 # After these the restored filesystems are touched by other programs, which lock the disk themselves.
-_BOOT_STEPS = (MapCards, RepairInitramfs, EnsureFallbackLoader, SetBootEntries, LogToEsp)
+_BOOT_STEPS = (MapDisks, MapCards, RepairInitramfs, EnsureFallbackLoader, SetBootEntries, LogToEsp)
 
 
 def execute(
@@ -419,10 +420,12 @@ def _change_superblock(opened: OpenTarget, step: RelocateMdSuperblock | KeepMemb
 
 
 def _run_boot_step(
-    step: MapCards | RepairInitramfs | EnsureFallbackLoader | SetBootEntries | LogToEsp,
+    step: MapDisks | MapCards | RepairInitramfs | EnsureFallbackLoader | SetBootEntries | LogToEsp,
     log: Callable[[], str],
 ) -> tuple[tuple[str, ...], str]:
     match step:
+        case MapDisks():
+            return disks.map_disks(step), "restored system"
         case MapCards():
             return network.map_cards(step), "restored system"
         case RepairInitramfs():

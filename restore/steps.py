@@ -17,6 +17,7 @@ from restore.boot_steps import (
     EnsureFallbackLoader,
     LogToEsp,
     MapCards,
+    MapDisks,
     RepairInitramfs,
     SetBootEntries,
 )
@@ -488,6 +489,7 @@ Step = (
     | RereadTable
     | CheckTable
     | MapCards
+    | MapDisks
     | RepairInitramfs
     | EnsureFallbackLoader
     | SetBootEntries

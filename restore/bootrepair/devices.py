@@ -40,7 +40,7 @@ class Device:
     Attributes:
         path: its node.
         type: what libblkid finds on it, or an empty string.
-        tags: what it can be found by, such as ("UUID", "1f3…"); values of UUIDs in lower case.
+        tags: what it can be found by, such as ("UUID", "1f3…").
         names: paths that files of the machine may call it by.
     """
 
@@ -61,7 +61,8 @@ class Device:
             source = f"{by_tag[1].upper()}={_plain(by_tag[2])}"
         tag, _, value = source.partition("=")
         if tag in _TAGS:
-            return (tag, _value(tag, value.strip("\"'"))) in self.tags
+            wanted = _value(tag, value.strip("\"'"))
+            return any(wanted == _value(tag, has) for each, has in self.tags if each == tag)
         return source in self.names
 
 
@@ -83,9 +84,10 @@ class Devices:
         self._found: dict[Path, Device] = {}
         self._closed: dict[str, str] = {}
         self._notes: list[str] = []
+        self._disks = disks
         settle()
         for disk in disks:
-            self._add_disk(disk.target.path, disk.origin)
+            self._add_disk(disk)
         # An array may hold a physical volume, and a volume a member of an array.
         while True:
             before = len(self._found)
@@ -115,17 +117,18 @@ class Devices:
 
     def called(self, source: str) -> Device | None:
         """Return the device that a line in /etc/fstab means, or None where it is none of these."""
-        return next((device for device in self.all if device.is_called(source)), None)
+        names = (disk.old_name(source) for disk in self._disks)
+        meant = next((name for name in names if name is not None), source)
+        return next((device for device in self.all if device.is_called(meant)), None)
 
-    def _add_disk(self, path: Path, origin: str) -> None:
-        node = sysfs.node_at(path)
-        parts = sysfs.partitions(node)
+    def _add_disk(self, disk: DiskDrivers) -> None:
+        path = disk.target.path
+        parts = sysfs.partitions(sysfs.node_at(path))
         if not parts:
-            self._add(path, origin)
+            self._add(path, disk.origin)
         for part in parts:
             number = sysfs.read_text(part / "partition")
-            between = "p" if origin[-1:].isdigit() else ""
-            self._add(sysfs.device_path(part), f"{origin}{between}{number}")
+            self._add(sysfs.device_path(part), disk.partition(number))
 
     def _add(self, path: Path, *names: str) -> Device:
         text = process.run("blkid", "--probe", "--output", "udev", path, accept=(0, *_NOTHING))
@@ -134,9 +137,7 @@ class Devices:
             path=path,
             type="" if "ID_FS_AMBIVALENT" in values else values.get("ID_FS_TYPE", ""),
             tags=frozenset(
-                (tag, _value(tag, _plain(values[key])))
-                for tag, key in _TAGS.items()
-                if key in values
+                (tag, _plain(values[key])) for tag, key in _TAGS.items() if key in values
             ),
             names=frozenset(names),
         )

@@ -1,4 +1,4 @@
-"""Names of the files in an initramfs, as the kernel would unpack it.
+"""The files in an initramfs, as the kernel would unpack it.
 
 An initramfs is one cpio archive after the other ("new ASCII"), each compressed for itself or not:
 microcode and, of late, kernel modules come uncompressed before the rest.
@@ -18,6 +18,7 @@ _HEADER: Final = 110  # bytes: the magic, and 13 fields of eight hexadecimal dig
 _SIZE: Final = slice(54, 62)
 _NAME_SIZE: Final = slice(94, 102)
 _LONGEST_NAME: Final = 64 * 1024
+_LARGEST: Final = 1024 * 1024  # bytes of a file whose content is given
 _TRAILER: Final = "TRAILER!!!"
 _ALIGNMENT: Final = 4
 _TELLING: Final = 6  # bytes that tell what an archive or a compressed stream is
@@ -59,9 +60,24 @@ def file_names(path: Path) -> Iterator[str]:
         UnknownContent: something in it can't be read here, such as LZ4.
         OSError: the file can't be read.
     """
+    return (name for name, _ in contents(path, lambda _: False))
+
+
+def contents(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
+    """Yield the name of each file in an initramfs, in its order, with the content of some.
+
+    Args:
+        path: the initramfs.
+        wanted: by its name, whether the content of a file is; of others and of very large ones it is
+            empty.
+
+    Raises:
+        UnknownContent: something in it can't be read here, such as LZ4.
+        OSError: the file can't be read.
+    """
     with path.open("rb") as file:
         try:
-            yield from _all_names(_Stream(lambda: file.read(_PIECE)))
+            yield from _all_files(_Stream(lambda: file.read(_PIECE)), wanted)
         except (zlib.error, zstandard.ZstdError, lzma.LZMAError, EOFError, ValueError) as error:
             raise UnknownContent(f"{path.name} is damaged: {error}") from error
 
@@ -125,12 +141,12 @@ class _Stream:
                 return head[:_TELLING]
 
 
-def _all_names(stream: _Stream) -> Iterator[str]:
+def _all_files(stream: _Stream, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
     while head := stream.head():
         if head.startswith(_MAGICS):
-            yield from _names(stream)
+            yield from _files(stream, wanted)
         else:
-            yield from _all_names(_unpacked(stream, head))
+            yield from _all_files(_unpacked(stream, head), wanted)
 
 
 def _unpacked(stream: _Stream, head: bytes) -> _Stream:
@@ -161,8 +177,8 @@ def _unpacked(stream: _Stream, head: bytes) -> _Stream:
     return _Stream(pull)
 
 
-def _names(stream: _Stream) -> Iterator[str]:
-    """Yield the names in one archive, up to its end."""
+def _files(stream: _Stream, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
+    """Yield the files of one archive, up to its end."""
     while True:
         header = stream.take(_HEADER)
         if not header.startswith(_MAGICS):
@@ -176,5 +192,6 @@ def _names(stream: _Stream) -> Iterator[str]:
             return
         if Path(name).name in _NESTED:
             raise UnknownContent(f"it holds {name}")
-        stream.skip(size + -size % _ALIGNMENT)
-        yield name
+        data = stream.take(size) if size <= _LARGEST and wanted(name) else b""
+        stream.skip(size - len(data) + -size % _ALIGNMENT)
+        yield name, data

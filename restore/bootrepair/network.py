@@ -1,8 +1,5 @@
 """The restored system finds its network again, on cards that are not the old ones.
 
-First all is looked at, and nothing written; a system where nothing has to change is not touched.
-What goes wrong is told, never raised: the disks are restored.
-
 A name is pinned by a .link file, of which udev applies the first one that matches, in the order of
 their names. So this one stands early, and is not made where a file of the system itself names the
 card. It matches the permanent address, so that no bond or VLAN above the card is meant, and the
@@ -15,14 +12,13 @@ What an initramfs holds of all this is of no matter for the names, except in the
 
 import re
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from imager.errors import ProgramError
 from imager.layout.network import NetworkCard
 from restore.boot_steps import MapCards
+from restore.bootrepair.conductor import Work, conduct
 from restore.bootrepair.devices import Devices
 from restore.bootrepair.network_files import (
     LINKS,
@@ -34,7 +30,7 @@ from restore.bootrepair.network_files import (
     mentions,
     replace_file,
 )
-from restore.bootrepair.systems import MOUNTS, inside, mount_systems
+from restore.bootrepair.systems import MOUNTS, System, inside
 from restore.cards import CardMatch
 
 PREFIX: Final = "10-remetal-"
@@ -106,21 +102,26 @@ def map_cards(step: MapCards, place: Path = MOUNTS) -> tuple[str, ...]:
         step: says which disks were restored, and which cards are here.
         place: folder for mount points.
     """
-    notes: list[str] = []
-    try:
-        changing = _look(step, place, notes)
-        if changing:
-            with ExitStack() as stack:
-                devices = Devices(step.disks, stack, writable=True)
-                for system in mount_systems(devices, stack, place=place, only=changing):
-                    found = examine(system.root, step)
-                    notes.extend(f"{system.title}: {each}" for each in change(system.root, found))
-                    notes.extend(f"{system.title}: {each}" for each in found.notes)
-                    notes.extend(f"{system.title}: {each}" for each in _left(system.root, step))
-    except (ProgramError, OSError, ValueError) as error:
-        reason = error.message if isinstance(error, ProgramError) else str(error)
-        notes.append(f"network cards could not be mapped to the end: {reason}")
-    return tuple(notes)
+
+    def look(system: System, _: Devices) -> tuple[bool | None, tuple[str, ...]]:
+        found = examine(system.root, step)
+        return (True, ()) if found.changes else (None, tuple(left(system, found)))
+
+    def apply(system: System, _: Devices, __: bool) -> Iterator[str]:
+        found = examine(system.root, step)
+        yield from (f"{system.title}: {each}" for each in change(system.root, found))
+        yield from left(system, found)
+
+    def left(system: System, found: Findings) -> Iterator[str]:
+        yield from (f"{system.title}: {each}" for each in found.notes)
+        yield from (f"{system.title}: {each}" for each in _left(system.root, step))
+
+    def by_hand(_: Devices) -> str:
+        cards = "; ".join(match.describe() for match in step.cards)
+        return f"no restored system could be looked into. Its network cards are others now: {cards}"
+
+    trouble = "network cards could not be mapped to the end"
+    return conduct(step.disks, place, Work(_NEEDED_TO_LOOK, look, apply, by_hand, trouble))
 
 
 def examine(root: Path, step: MapCards) -> Findings:
@@ -216,34 +217,6 @@ def is_named_early(root: Path, crossed: Collection[str]) -> bool:
 def names_cards(names: Collection[str]) -> bool:
     """Return whether an initramfs with files of these names gives names to network cards."""
     return any(PurePosixPath(name).name == _APPLIES_LINKS for name in names)
-
-
-def _look(step: MapCards, place: Path, notes: list[str]) -> frozenset[tuple[str, str]]:
-    """Return the keys of the systems in which something has to change."""
-    changing: set[tuple[str, str]] = set()
-    with ExitStack() as stack:
-        devices = Devices(step.disks, stack, writable=False)
-        systems = 0
-        for system in mount_systems(devices, stack, place=place):
-            systems += 1
-            missing = [f"{at} ({why})" for at, why in system.missing if at in _NEEDED_TO_LOOK]
-            if missing:
-                notes.append(f"{system.title}: not looked into, without its {', '.join(missing)}")
-                continue
-            found = examine(system.root, step)
-            if found.changes:
-                changing.add(system.key)
-                continue
-            notes.extend(f"{system.title}: {each}" for each in found.notes)
-            notes.extend(f"{system.title}: {each}" for each in _left(system.root, step))
-        if not systems:
-            notes.append(_by_hand(step))
-    return frozenset(changing)
-
-
-def _by_hand(step: MapCards) -> str:
-    cards = "; ".join(match.describe() for match in step.cards)
-    return f"no restored system could be looked into. Its network cards are others now: {cards}"
 
 
 def _left(root: Path, step: MapCards) -> Iterator[str]:

@@ -1,25 +1,27 @@
 """An initramfs gets the drivers of the machine that was restored to, where it lacks them.
 
 It is made anew as well where it would give network cards names that they then keep, against what was
-pinned in the root (`restore.bootrepair.network`).
+pinned in the root (`restore.bootrepair.network`), and where it looks for disks by names that have
+changed (`restore.bootrepair.disks`).
 
-First all is looked at, and nothing written. Where every kernel finds its disks, not one byte of the
-system changes. What goes wrong is told, never raised: the disks are restored.
+Where every kernel finds its disks, not one byte of the system changes.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from imager.errors import ProgramError
 from restore.boot_steps import DiskDrivers, Driver, RepairInitramfs
+from restore.bootrepair.conductor import Work, conduct, reason
 from restore.bootrepair.devices import Devices
-from restore.bootrepair.initramfs import UnknownContent, file_names
+from restore.bootrepair.disk_files import is_early, renamed_early
+from restore.bootrepair.disk_names import DiskNames
+from restore.bootrepair.initramfs import UnknownContent, contents, file_names
 from restore.bootrepair.kernels import Kernel, find_initramfs, has_kernel, kernels
 from restore.bootrepair.network import is_named_early, names_cards
 from restore.bootrepair.rebuild import NotRebuilt, find_tool, modules_of, rebuild
-from restore.bootrepair.systems import MOUNTS, System, mount_systems
+from restore.bootrepair.systems import MOUNTS, System
 
 # Mount points without which a look would lead astray.
 _NEEDED_TO_LOOK = frozenset({"/boot", "/usr"})
@@ -35,6 +37,7 @@ class _Finding:
         modules: that the initramfs must get.
         notes: what a person must know.
         names_cards: it gives network cards names that must not stand.
+        old_names: what it calls disks by names that have changed.
     """
 
     version: str
@@ -42,17 +45,19 @@ class _Finding:
     modules: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     names_cards: bool = False
+    old_names: tuple[str, ...] = ()
 
     @property
     def is_stale(self) -> bool:
         """Whether the initramfs must be made anew."""
-        return bool(self.modules) or self.names_cards
+        return bool(self.modules or self.names_cards or self.old_names)
 
     @property
     def lack(self) -> str:
         """What it lacks, in words."""
         names = ("the names of the network cards",) if self.names_cards else ()
-        return ", ".join((*self.modules, *names))
+        disks = ("the names of its disks",) if self.old_names else ()
+        return ", ".join((*self.modules, *names, *disks))
 
 
 def repair(step: RepairInitramfs, place: Path = MOUNTS) -> tuple[str, ...]:
@@ -62,42 +67,32 @@ def repair(step: RepairInitramfs, place: Path = MOUNTS) -> tuple[str, ...]:
         step: says which disks were restored, and what they need here.
         place: folder for mount points.
     """
-    notes: list[str] = []
-    try:
-        lacking = _look(step, place, notes)
-        if lacking:
-            _rebuild_all(step.disks, place, lacking, notes)
-    except (ProgramError, OSError, ValueError) as error:
-        notes.append(f"the restored system could not be looked at to the end: {_reason(error)}")
-    return tuple(notes)
+
+    def look(
+        system: System, devices: Devices
+    ) -> tuple[tuple[_Finding, ...] | None, tuple[str, ...]]:
+        findings = _examine(system, devices, step)
+        wanted = tuple(found for found in findings if found.is_stale)
+        return wanted or None, tuple(_told(system, findings))
+
+    def change(system: System, _: Devices, wanted: Sequence[_Finding]) -> Iterator[str]:
+        mine = _drivers([disk for disk in step.disks if disk.target.path in system.disks])
+        by_version = {kernel.version: kernel for kernel in kernels(system)}
+        for found in wanted:
+            yield from _rebuild_one(system, by_version[found.version], found, mine)
+
+    trouble = "the restored system could not be looked at to the end"
+    return conduct(step.disks, place, Work(_NEEDED_TO_LOOK, look, change, _no_system, trouble))
 
 
-def _look(
-    step: RepairInitramfs, place: Path, notes: list[str]
-) -> dict[tuple[str, str], tuple[_Finding, ...]]:
-    """Return, by the keys of systems, what was found where an initramfs must be rebuilt."""
-    lacking: dict[tuple[str, str], tuple[_Finding, ...]] = {}
-    with ExitStack() as stack:
-        devices = Devices(step.disks, stack, writable=False)
-        systems = 0
-        for system in mount_systems(devices, stack, place=place):
-            systems += 1
-            findings, reasons = _examine(system, step)
-            notes.extend(f"{system.title}: {reason}" for reason in reasons)
-            wanted = tuple(found for found in findings if found.is_stale)
-            if wanted:
-                lacking[system.key] = wanted
-            for found in findings:
-                notes.extend(found.notes)
-            fine = [found.version for found in findings if not (found.is_stale or found.notes)]
-            if fine:
-                notes.append(
-                    f"{system.title}: {', '.join(fine)} has the drivers of its disks, nothing to do"
-                )
-        notes.extend(devices.notes)
-        if not systems:
-            notes.append(_no_system(devices))
-    return lacking
+def _told(system: System, findings: Sequence[_Finding]) -> Iterator[str]:
+    if not findings:
+        yield f"{system.title}: no kernel was found there"
+    for found in findings:
+        yield from found.notes
+    fine = [found.version for found in findings if not (found.is_stale or found.notes)]
+    if fine:
+        yield f"{system.title}: {', '.join(fine)} has the drivers of its disks, nothing to do"
 
 
 def _no_system(devices: Devices) -> str:
@@ -114,11 +109,8 @@ def _no_system(devices: Devices) -> str:
     )
 
 
-def _examine(system: System, step: RepairInitramfs) -> tuple[tuple[_Finding, ...], tuple[str, ...]]:
-    """Return what its kernels lack, and why something could not be looked at."""
-    missing = [f"{point} ({why})" for point, why in system.missing if point in _NEEDED_TO_LOOK]
-    if missing:
-        return (), (f"not looked into, without its {', '.join(missing)}",)
+def _examine(system: System, devices: Devices, step: RepairInitramfs) -> tuple[_Finding, ...]:
+    """Return what its kernels lack."""
     mine = [disk for disk in step.disks if disk.target.path in system.disks]
     findings = tuple(
         found for kernel in kernels(system) if (found := _finding(system, kernel, mine)) is not None
@@ -127,7 +119,13 @@ def _examine(system: System, step: RepairInitramfs) -> tuple[tuple[_Finding, ...
         findings = tuple(
             replace(found, names_cards=_names_cards(system, found.initramfs)) for found in findings
         )
-    return findings, () if findings else ("no kernel was found there",)
+    if step.has_renamed:
+        names = DiskNames(step.disks, devices)
+        findings = tuple(
+            replace(found, old_names=_old_names(system, found.initramfs, names))
+            for found in findings
+        )
+    return findings
 
 
 def _finding(system: System, kernel: Kernel, disks: Sequence[DiskDrivers]) -> _Finding | None:
@@ -167,21 +165,14 @@ def _names_cards(system: System, path: PurePosixPath | None) -> bool:
         return True
 
 
-def _rebuild_all(
-    disks: Sequence[DiskDrivers],
-    place: Path,
-    lacking: dict[tuple[str, str], tuple[_Finding, ...]],
-    notes: list[str],
-) -> None:
-    with ExitStack() as stack:
-        devices = Devices(disks, stack, writable=True)
-        keys = frozenset(lacking)
-        for system in mount_systems(devices, stack, place=place, only=keys):
-            mine = _drivers([disk for disk in disks if disk.target.path in system.disks])
-            by_version = {kernel.version: kernel for kernel in kernels(system)}
-            for found in lacking[system.key]:
-                notes.extend(_rebuild_one(system, by_version[found.version], found, mine))
-        notes.extend(devices.notes)
+def _old_names(system: System, path: PurePosixPath | None, names: DiskNames) -> tuple[str, ...]:
+    """Return what an initramfs calls disks by names that have changed; nothing if it can't be read."""
+    if path is None:
+        return ()
+    try:
+        return renamed_early(contents(system.inside(path), is_early), names)
+    except UnknownContent:
+        return ()
 
 
 def _rebuild_one(
@@ -195,7 +186,7 @@ def _rebuild_one(
     except (NotRebuilt, ProgramError, OSError, ValueError) as error:
         yield (
             f"WARNING: {path} on {system.title} lacks {names}, and was not rebuilt: "
-            f"{_reason(error)}. The machine may not find {_lost(found)}. By hand: mount it, chroot into "
+            f"{reason(error)}. The machine may not find {_lost(found)}. By hand: mount it, chroot into "
             f"it, and make {path} again with {names} in it"
         )
         yield from (f"| {line}" for line in (error.said if isinstance(error, NotRebuilt) else ()))
@@ -204,13 +195,9 @@ def _rebuild_one(
 
 
 def _lost(found: _Finding) -> str:
-    return "its disk" if found.modules else "its network cards by their names"
+    return "its disk" if found.modules or found.old_names else "its network cards by their names"
 
 
 def _drivers(disks: Sequence[DiskDrivers]) -> tuple[Driver, ...]:
     """Return the drivers of some disks; those of two controllers of one kind only once."""
     return tuple(dict.fromkeys(driver for disk in disks for driver in disk.drivers))
-
-
-def _reason(error: Exception) -> str:
-    return error.message if isinstance(error, ProgramError) else str(error)

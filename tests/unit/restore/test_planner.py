@@ -341,6 +341,32 @@ def test_network_cards_are_mapped_before_the_initramfs_is_looked_at() -> None:
     assert plan.document()["steps"][-2]["cards"][0]["saved"]["name"] == "eth0"
 
 
+NAMES = (
+    "where they call a disk by a name that has changed (/dev/sda is /dev/vda now): the UUID of what "
+    "is on it instead; all other bytes stay"
+)
+
+
+def test_names_of_disks_are_mapped_where_they_changed() -> None:
+    plan = with_cards(OLD_CARD)
+    assert kinds(plan)[-3:] == ["MapDisks", "MapCards", "RepairInitramfs"]
+    text = " ".join("\n".join(plan.lines()).split())
+    assert NAMES in text
+    assert "and finds them by names that hold" in text
+    made = image(Firmware(FirmwareKind.BIOS), serial="S1")
+    disks = tuple(replace(each, origin="/dev/vda") for each in made.machine.disks)
+    made.machine = replace(made.machine, disks=disks)
+    same = plan_for(made, wishes=REPAIR)
+    assert "MapDisks" not in kinds(same)
+    assert "names that hold" not in " ".join("\n".join(same.lines()).split())
+
+
+@pytest.mark.parametrize("is_device", [True, False])
+def test_names_of_disks_are_left_alone_unasked_and_in_files(is_device: bool) -> None:
+    wishes = replace(REPAIR, boot_repair=not is_device)
+    assert "MapDisks" not in kinds(with_cards(OLD_CARD, wishes=wishes, is_device=is_device))
+
+
 def test_the_same_network_cards_need_nothing() -> None:
     plan = with_cards(OLD_CARD, here=(OLD_CARD,))
     assert kinds(plan)[-1] == "RepairInitramfs"
