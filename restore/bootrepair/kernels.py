@@ -1,5 +1,6 @@
 """What a kernel of the restored system needs for the disks of the machine it comes back on."""
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -129,6 +130,22 @@ def find_initramfs(system: System, version: str) -> PurePosixPath | None:
     named = [PurePosixPath("/", form.format(version)) for form in _INITRAMFS]
     entries = [folder / name for folder in _entries(system, version) for name in _ENTRY_INITRAMFS]
     return next((path for path in (*named, *entries) if system.inside(path).is_file()), None)
+
+
+def find_copies(system: System, version: str) -> tuple[PurePosixPath, ...]:
+    """Return the paths of further copies of a kernel's initramfs: those that boot loader entries load."""
+    first = find_initramfs(system, version)
+    if first is None:
+        return ()
+    seen = [system.inside(first).stat()]
+    copies = []
+    for folder in _entries(system, version):
+        for name in dict.fromkeys((first.name, *_ENTRY_INITRAMFS)):
+            real = system.inside(folder / name)
+            if real.is_file() and not any(os.path.samestat(real.stat(), each) for each in seen):
+                seen.append(real.stat())
+                copies.append(folder / name)
+    return tuple(copies)
 
 
 def has_kernel(system: System, version: str) -> bool:

@@ -110,6 +110,7 @@ def rebuild(
     path: PurePosixPath,
     modules: Sequence[str],
     drivers: Sequence[Driver],
+    copies: Sequence[PurePosixPath] = (),
 ) -> str:
     """Rebuild a kernel's initramfs with the drivers it lacks, and return what became of the old one.
 
@@ -120,6 +121,7 @@ def rebuild(
         path: of its initramfs.
         modules: that it must get.
         drivers: what all of them are for; they must be served afterwards.
+        copies: of the initramfs, which become copies of the new one.
 
     Raises:
         NotRebuilt: it could not be done; all is as it was.
@@ -141,6 +143,8 @@ def rebuild(
             shutil.copy2(initramfs, copy)
             _add_settings(settings, before or b"", tool, modules)
             _make(system, tool, kernel, path, drivers)
+            for each in copies:
+                _renew(system.inside(each), initramfs)
         except BaseException:
             if copy.exists() and not _same(copy, initramfs, size):
                 shutil.copy2(copy, initramfs)
@@ -170,6 +174,17 @@ def _make(
     lacking = kernel.lack(drivers, present).modules
     if lacking:
         raise NotRebuilt(f"what `{' '.join(argv)}` made lacks {', '.join(lacking)} again", said)
+
+
+def _renew(copy: Path, new: Path) -> None:
+    """Replace a copy of what was rebuilt, all or nothing."""
+    partial = copy.with_name(f"{copy.name}.remetal")
+    try:
+        shutil.copyfile(new, partial)
+        os.sync()
+        partial.replace(copy)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _add_settings(settings: Path, before: bytes, tool: Tool, modules: Sequence[str]) -> None:

@@ -8,6 +8,7 @@ Where every kernel finds its disks, not one byte of the system changes.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -18,13 +19,15 @@ from restore.bootrepair.devices import Devices
 from restore.bootrepair.disk_files import is_early, renamed_early
 from restore.bootrepair.disk_names import DiskNames
 from restore.bootrepair.initramfs import UnknownContent, contents, file_names
-from restore.bootrepair.kernels import Kernel, find_initramfs, has_kernel, kernels
+from restore.bootrepair.kernels import Kernel, find_copies, find_initramfs, has_kernel, kernels
 from restore.bootrepair.network import is_named_early, names_cards
 from restore.bootrepair.rebuild import NotRebuilt, find_tool, modules_of, rebuild
 from restore.bootrepair.systems import MOUNTS, System
 
 # Mount points without which a look would lead astray.
 _NEEDED_TO_LOOK = frozenset({"/boot", "/usr"})
+# Where systemd-boot has copies of kernels and of what they start with.
+_ESPS = frozenset({"/efi", "/boot/efi"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,7 @@ class _Finding:
     Attributes:
         version: of the kernel.
         initramfs: its path in the system; None where there is none.
+        copies: of the initramfs, which boot loader entries load.
         modules: that the initramfs must get.
         notes: what a person must know.
         names_cards: it gives network cards names that must not stand.
@@ -42,10 +46,16 @@ class _Finding:
 
     version: str
     initramfs: PurePosixPath | None
+    copies: tuple[PurePosixPath, ...] = ()
     modules: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     names_cards: bool = False
     old_names: tuple[str, ...] = ()
+
+    @property
+    def paths(self) -> tuple[PurePosixPath, ...]:
+        """Where the initramfs is."""
+        return (self.initramfs, *self.copies) if self.initramfs is not None else ()
 
     @property
     def is_stale(self) -> bool:
@@ -117,13 +127,12 @@ def _examine(system: System, devices: Devices, step: RepairInitramfs) -> tuple[_
     )
     if step.crossed is not None and is_named_early(system.root, step.crossed):
         findings = tuple(
-            replace(found, names_cards=_names_cards(system, found.initramfs)) for found in findings
+            replace(found, names_cards=_names_cards(system, found.paths)) for found in findings
         )
     if step.has_renamed:
         names = DiskNames(step.disks, devices)
         findings = tuple(
-            replace(found, old_names=_old_names(system, found.initramfs, names))
-            for found in findings
+            replace(found, old_names=_old_names(system, found.paths, names)) for found in findings
         )
     return findings
 
@@ -131,48 +140,49 @@ def _examine(system: System, devices: Devices, step: RepairInitramfs) -> tuple[_
 def _finding(system: System, kernel: Kernel, disks: Sequence[DiskDrivers]) -> _Finding | None:
     version = kernel.version
     path = find_initramfs(system, version)
-    if path is None:
-        if not has_kernel(system, version):
-            return None  # modules that an uninstalled kernel left behind
-        present: frozenset[str] | None = frozenset()
-    else:
-        present = modules_of(system, path, version)
-    if present is None:
-        return _Finding(version, path, (), (f"{path} can't be looked into: it may lack drivers",))
+    if path is None and not has_kernel(system, version):
+        return None  # modules that an uninstalled kernel left behind
+    copies = find_copies(system, version)
+    present: frozenset[str] | None = None
+    for each in (path, *copies) if path is not None else ():
+        modules = modules_of(system, each, version)
+        if modules is None:
+            return _Finding(
+                version, path, notes=(f"{each} can't be looked into: it may lack drivers",)
+            )
+        present = modules if present is None else present & modules
+    present = present or frozenset()
     notes = [
         f"kernel {version} of this machine has no driver {driver} for {disk.target.path}: "
         "it will not find its disk there"
         for disk in disks
         for driver in kernel.lack(disk.drivers, present).absent
     ]
-    modules = kernel.lack(_drivers(disks), present).modules
-    if path is None and modules:
+    lacking = kernel.lack(_drivers(disks), present).modules
+    if path is None and lacking:
         notes.append(
-            f"kernel {version} starts without an initramfs, and {', '.join(modules)} is not built "
+            f"kernel {version} starts without an initramfs, and {', '.join(lacking)} is not built "
             "in: it will not find its disk"
         )
-        modules = ()
-    return _Finding(version, path, modules, tuple(notes))
+        lacking = ()
+    return _Finding(version, path, copies, lacking, tuple(notes))
 
 
-def _names_cards(system: System, path: PurePosixPath | None) -> bool:
+def _names_cards(system: System, paths: Sequence[PurePosixPath]) -> bool:
     """Return whether an initramfs names network cards; one that can't be looked into may."""
-    if path is None:
-        return False
     try:
-        return names_cards(tuple(file_names(system.inside(path))))
+        return any(names_cards(tuple(file_names(system.inside(path)))) for path in paths)
     except UnknownContent:
         return True
 
 
-def _old_names(system: System, path: PurePosixPath | None, names: DiskNames) -> tuple[str, ...]:
+def _old_names(system: System, paths: Sequence[PurePosixPath], names: DiskNames) -> tuple[str, ...]:
     """Return what an initramfs calls disks by names that have changed; nothing if it can't be read."""
-    if path is None:
-        return ()
-    try:
-        return renamed_early(contents(system.inside(path), is_early), names)
-    except UnknownContent:
-        return ()
+    found: list[str] = []
+    for path in paths:
+        with suppress(UnknownContent):
+            found += renamed_early(contents(system.inside(path), is_early), names)
+    return tuple(dict.fromkeys(found))
 
 
 def _rebuild_one(
@@ -182,7 +192,7 @@ def _rebuild_one(
     assert path is not None  # noqa: S101  only of an initramfs it is said what it must get
     try:
         tool = find_tool(system)
-        kept = rebuild(system, tool, kernel, path, found.modules, drivers)
+        kept = rebuild(system, tool, kernel, path, found.modules, drivers, found.copies)
     except (NotRebuilt, ProgramError, OSError, ValueError) as error:
         yield (
             f"WARNING: {path} on {system.title} lacks {names}, and was not rebuilt: "
@@ -192,6 +202,14 @@ def _rebuild_one(
         yield from (f"| {line}" for line in (error.said if isinstance(error, NotRebuilt) else ()))
         return
     yield f"{path} on {system.title} lacked {names} and was rebuilt with it; {kept}"
+    yield from (f"{copy} on {system.title} is a copy of it again" for copy in found.copies)
+    for point, why in system.missing:
+        if point in _ESPS:
+            yield (
+                f"WARNING: {point} of {system.title} was not looked into ({why}): if its boot loader "
+                "takes the initramfs from there, it is the old one. By hand: mount it, chroot into "
+                "the system, and run kernel-install"
+            )
 
 
 def _lost(found: _Finding) -> str:

@@ -28,6 +28,9 @@ _BELOW_ROOT: Final = ("/boot", "/efi", "/usr", "/var", "/opt", "/etc", "/lib")
 _SUBVOLUME_INODE: Final = 256  # of the top folder of each subvolume of a btrfs
 _MOST_LINKS: Final = 40
 _FINDMNT_CODES: Final = (0, 1)  # 1 says that it found nothing
+# kernel-install, which hooks call, would write the kernel command line of this system into boot loader
+# entries of that one.
+_ENVIRONMENT: Final = {"KERNEL_INSTALL_BYPASS": "1"}
 # What a program says and its exit code, in one stream.
 _SAYING_ALL: Final = '"$@" 2>&1; code=$?; echo; echo $code'
 
@@ -74,7 +77,7 @@ class System:
             text = process.run(
                 "unshare", "--fork", "--pid", "--kill-child", "--mount-proc",
                 f"--root={self.root}", "/bin/sh", "-c", _SAYING_ALL, "sh", *argv,
-                env={"TMPDIR": "/tmp"} if self.is_read_only else None,  # noqa: S108  its own
+                env=_ENVIRONMENT | ({"TMPDIR": "/tmp"} if self.is_read_only else {}),  # noqa: S108  its own
                 timeout=timeout,
             )  # fmt: skip
         said, _, code = text.rstrip("\n").rpartition("\n")

@@ -193,3 +193,47 @@ def test_everything_is_taken_down_when_a_rebuild_breaks_off(
     monkeypatch.setattr(module, "rebuild", interrupted)
     with loop(disk) as device, pytest.raises(KeyboardInterrupt):
         repair(step(device, "nvme"), place)
+
+
+ENTRY = "efi/loader/entries/ward.conf"
+COPY = f"efi/ward/{VERSION}/initrd.img-{VERSION}"
+# As kernel-install does, which Debian's hook calls: with the command line that runs now.
+HOOKED = (
+    TOOL
+    + f"""
+[ "$KERNEL_INSTALL_BYPASS" = 1 ] || {{ cat /proc/cmdline >/{ENTRY}; rm /{COPY}; }}
+"""
+)
+
+
+def with_entry(folder: Path) -> Path:
+    """A system whose boot loader starts a copy of its initramfs, as systemd-boot does."""
+    disk = make(folder, "ext4", HOOKED)
+    with loop(disk) as device, mounted(device, folder / "mnt") as root:
+        for name in (ENTRY, COPY):
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / ENTRY).write_text("options root=UUID=ward ro\n")
+        (root / COPY).write_bytes((root / INITRAMFS).read_bytes())
+    return disk
+
+
+def test_what_the_boot_loader_starts_is_renewed_and_its_entry_stays(
+    tmp_path: Path, place: Path
+) -> None:
+    disk = with_entry(tmp_path)
+    with loop(disk) as device:
+        rebuilt, copied = repair(step(device, "nvme"), place)
+        assert "lacked nvme and was rebuilt" in rebuilt
+        assert copied.startswith(f"/{COPY} on ")
+        (again,) = repair(step(device, "nvme"), place)
+        assert "nothing to do" in again
+        with mounted(device, tmp_path / "mnt") as root:
+            assert (root / COPY).read_bytes() == (root / INITRAMFS).read_bytes()
+            assert (root / ENTRY).read_text() == "options root=UUID=ward ro\n"
+            assert [path.name for path in (root / COPY).parent.iterdir()] == [Path(COPY).name]
+            # A copy alone that is an old one is enough to stop the machine.
+            (root / COPY).write_bytes((root / f"{INITRAMFS}.before-remetal").read_bytes())
+        rebuilt, _ = repair(step(device, "nvme"), place)
+        assert "lacked nvme and was rebuilt" in rebuilt
+        (again,) = repair(step(device, "nvme"), place)
+        assert "nothing to do" in again

@@ -8,6 +8,7 @@ from restore.boot_steps import Driver
 from restore.bootrepair.kernels import (
     Kernel,
     Lack,
+    find_copies,
     find_initramfs,
     has_kernel,
     kernels,
@@ -127,6 +128,19 @@ def test_an_initramfs_is_found_where_distributions_keep_it(name: str, system: Sy
     path.touch()
     assert find_initramfs(system, "6.1") == PurePosixPath("/", name)
     assert find_initramfs(system, "6.10") is None
+
+
+def test_copies_are_what_boot_loader_entries_load(system: System) -> None:
+    entry = "boot/efi/6f1c2a9e4b7d4c0f/6.1"
+    for name in (f"{entry}/initrd.img-6.1", f"{entry}/linux", f"{entry}/microcode.cpio"):
+        path = system.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    assert find_copies(system, "6.1") == ()  # without another one, none of them is a copy
+    (system.root / "boot/initrd.img-6.1").touch()
+    assert find_copies(system, "6.1") == (PurePosixPath(f"/{entry}/initrd.img-6.1"),)
+    (system.root / "efi").symlink_to("boot/efi")
+    assert find_copies(system, "6.1") == (PurePosixPath(f"/efi/{entry[9:]}/initrd.img-6.1"),)
 
 
 def test_a_kernel_is_there_when_its_image_is(system: System) -> None:
