@@ -30,6 +30,7 @@ _DEVICE: Final = re.compile(r"^[ \t]*DEVICE[ \t]+(?P<words>.*)$", re.MULTILINE |
 _DEVICES: Final = re.compile(r"[ \t]+devices=(?P<names>\S+)", re.IGNORECASE)
 _ALL_DEVICES: Final = "DEVICE partitions containers"
 _COMMENTS: Final = ("#", ";")
+_HINTS: Final = ("lvm/archive", "lvm/backup")  # where LVM notes names that nobody goes by
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,11 +122,14 @@ def mentions(root: Path, marks: Iterable[str]) -> Iterator[tuple[PurePosixPath, 
     for path in sorted(top.rglob("*")):
         if path.is_symlink() or not path.is_file() or path.stat().st_size > LARGEST:
             continue
+        place = path.relative_to(top)
+        if any(place.is_relative_to(folder) for folder in _HINTS):
+            continue
         lines = path.read_text("latin-1").splitlines()
         text = "\n".join(line for line in lines if not line.lstrip().startswith(_COMMENTS))
         for mark, word in words.items():
             if word.search(text):
-                yield PurePosixPath("/etc") / path.relative_to(top), mark
+                yield PurePosixPath("/etc", place), mark
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,12 +156,15 @@ class _Kind:
                 yield PurePosixPath("/", folder, found.relative_to(real))
 
 
-def _named(pattern: re.Pattern[str], form: Callable[[str], str] = str) -> Callable[..., Change]:
+def _named(
+    pattern: re.Pattern[str], form: Callable[[str], str] = str, only: str | None = None
+) -> Callable[..., Change]:
     """Return what replaces the names that a pattern finds.
 
     Args:
         pattern: with a group `name`.
         form: how `UUID=…` or `PARTUUID=…` is written there.
+        only: the type of content whose UUID stays; None for any.
     """
 
     def rename(text: str, names: DiskNames, by_kernel: bool) -> Change:
@@ -170,7 +177,8 @@ def _named(pattern: re.Pattern[str], form: Callable[[str], str] = str) -> Callab
             device = names.lost(old)
             if device is None or _is_comment(text, match.start()):
                 continue
-            lasting = names.lasting(device, by_kernel=by_kernel)
+            as_partition = by_kernel or (only is not None and device.type != only)
+            lasting = names.lasting(device, as_partition=as_partition)
             if lasting is None:
                 left.append(old)
                 continue
@@ -235,7 +243,10 @@ def _early_kind(name: str) -> _Kind | None:
 _KINDS: Final = (
     _Kind((("etc", "fstab"),), _named(_FSTAB)),
     _Kind(
-        (("etc", "crypttab"),), _named(_CRYPTTAB, _by_path), ("cryptroot/crypttab", "etc/crypttab")
+        (("etc", "crypttab"),),
+        # What is seen on a swap with a key of chance is gone with the next start.
+        _named(_CRYPTTAB, _by_path, "crypto_LUKS"),
+        ("cryptroot/crypttab", "etc/crypttab"),
     ),
     _Kind(
         (("etc/initramfs-tools", "conf.d/*"), ("etc/initramfs-tools", "initramfs.conf")),

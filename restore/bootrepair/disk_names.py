@@ -40,17 +40,17 @@ class DiskNames:
         device = self.devices.called(name)
         return device if device is not None and str(device.path) != name else None
 
-    def lasting(self, device: Device, *, by_kernel: bool = False) -> str | None:
+    def lasting(self, device: Device, *, as_partition: bool = False) -> str | None:
         """Return what a device is called for good, as `UUID=…` or `PARTUUID=…`, or None.
 
         Args:
             device: on the restored disks.
-            by_kernel: the kernel itself must find it, which knows partitions only.
+            as_partition: whatever is on it, such as for the kernel, which knows partitions only.
         """
         tags = dict(device.tags)
         same = [each for each in self.devices.all if each.uuid == device.uuid]
         is_one = len(same) == 1 or device.type == "btrfs"
-        if "UUID" in tags and device.type not in _MEMBERS and is_one and not by_kernel:
+        if "UUID" in tags and device.type not in _MEMBERS and is_one and not as_partition:
             return f"UUID={tags['UUID']}"
         return f"PARTUUID={tags['PARTUUID']}" if "PARTUUID" in tags else None
 

@@ -128,7 +128,10 @@ def test_nvme_partitions_are_not_taken_for_another_disk(tmp_path: Path) -> None:
 def test_a_container_is_found_by_its_uuid_and_a_plain_one_by_its_partition(tmp_path: Path) -> None:
     crypt = device("/dev/nvme0n1p5", "/dev/sda5", "crypto_LUKS", "c0de", "0c6b-05")
     plain = Device(
-        Path("/dev/nvme0n1p6"), "", frozenset({("PARTUUID", "0c6b-06")}), frozenset({"/dev/sda6"})
+        Path("/dev/nvme0n1p6"),
+        "swap",  # as it was before it was encrypted
+        frozenset({("PARTUUID", "0c6b-06"), ("UUID", "gone")}),
+        frozenset({"/dev/sda6"}),
     )
     write(
         tmp_path,
@@ -201,14 +204,14 @@ def test_mdadm_looks_everywhere_where_it_looked_at_disks_of_old(tmp_path: Path) 
 
 
 def test_an_initramfs_that_looks_for_an_old_name_is_told() -> None:
-    known = names(disk())
+    known = names(disk(), more=(device("/dev/nvme0n1p5", "/dev/sda5", "crypto_LUKS", "c0de"),))
     files = [
-        ("cryptroot/crypttab", b"root /dev/sda3 none luks\n"),
+        ("cryptroot/crypttab", b"root /dev/sda5 none luks\n"),
         ("conf/conf.d/resume", b"RESUME=/dev/sda2\n"),
         ("etc/fstab.empty", b"/dev/sda3 / ext4\n"),
     ]
     assert renamed_early(files, known) == (
-        "/dev/sda3 is UUID=1f3e-0 now",
+        "/dev/sda5 is UUID=c0de now",
         "/dev/sda2 is UUID=a1d0c3f2-0 now",
     )
     assert [is_early(name) for name, _ in files] == [True, True, False]
@@ -219,6 +222,7 @@ def test_what_else_names_an_old_disk_is_found(tmp_path: Path) -> None:
     write(tmp_path, "etc/smartd.conf", "# /dev/sda -a\nDEVICESCAN\n")
     write(tmp_path, "etc/hdparm.conf", "/dev/sda {\n}\n")
     write(tmp_path, "etc/lvm/devices/system.devices", "IDNAME=naa.5000c500a1b2c3d4 PVID=x\n")
+    write(tmp_path, "etc/lvm/backup/ward", 'device = "/dev/sda3" # Hint only\n')
     write(tmp_path, "etc/other", "/dev/sdab /dev/sda-x /x/dev/sda\n")
     assert [(str(path), mark) for path, mark in mentions(tmp_path, names(disk()).marks())] == [
         ("/etc/hdparm.conf", "/dev/sda"),
