@@ -45,13 +45,16 @@ run("mount", "/dev/ward/root", place)
 (place / "boot").mkdir()
 run("mount", "/dev/md1", place / "boot")
 small_system.plant(place, f"/dev/mapper/ward-root / ext4 defaults 0 1\\nUUID={uuid} /boot ext4 defaults 0 2\\n")
+(place / "etc/mdadm").mkdir()
+(place / "etc/mdadm/mdadm.conf").write_text("DEVICE /dev/sd[ab][12]\\n")
 run("umount", "-R", place)
 run("vgchange", "--config", LVM, "-an", "ward")
 run("mdadm", "--stop", "/dev/md1", "/dev/md2")
 """
 REPAIR = """
 from pathlib import Path
-from restore.boot_steps import DiskDrivers, Driver, RepairInitramfs
+from restore.boot_steps import DiskDrivers, Driver, MapDisks, RepairInitramfs
+from restore.bootrepair.disks import map_disks
 from restore.bootrepair.repair import repair
 from restore.target import Target, TargetKind
 def step(driver):
@@ -72,6 +75,7 @@ def digests():
 said = [digests()]
 for driver in ("virtio_blk", "nvme", "nvme"):
     said += [repair(step(driver)), digests()]
+said += [map_disks(MapDisks(step("nvme").disks)) for _ in "12"] + [digests()]
 left = [path.name for pattern in ("dm-*", "md*") for path in Path("/sys/block").glob(pattern)]
 print(json.dumps({"said": said, "left": left}), flush=True)
 """
@@ -92,6 +96,8 @@ def code(folder: Path) -> Path:
             # It asks for the version of what is installed.
             archive.writestr(name, "" if name == "imager/__init__.py" else path.read_text())
         archive.writestr("zstandard.py", "class ZstdError(Exception): ...\n")
+        # Documents that a repair reads none of.
+        archive.writestr("msgspec.py", "class Struct:\n def __init_subclass__(cls, **_): ...\n")
     return packed
 
 
@@ -109,7 +115,7 @@ def test_a_system_on_mirrors_is_repaired_and_its_stale_copy_left_alone(tmp_path:
         COMMON + REPAIR, [*disks, *stale], tmp_path / "run", modules=modules, timeout=900
     )
     found = json.loads(printed)
-    before, looked, after_look, repaired, changed, again, at_end = found["said"]
+    before, looked, after_look, repaired, changed, again, _, mapped, no_more, at_end = found["said"]
     (note,) = looked
     assert "nothing to do" in note
     assert after_look == before
@@ -119,4 +125,11 @@ def test_a_system_on_mirrors_is_repaired_and_its_stale_copy_left_alone(tmp_path:
     assert at_end[2:] == before[2:], "the stale copy was written"
     (note,) = again
     assert "nothing to do" in note
+    # The kernel's names of old are those of the fixture's step: sda and sdb.
+    changed_file, nothing_left = mapped
+    assert changed_file == (
+        "/dev/mapper/ward-root: /etc/mdadm/mdadm.conf: "
+        "DEVICE /dev/sd[ab][12] is DEVICE partitions containers now"
+    )
+    assert no_more == [nothing_left]
     assert found["left"] == []
