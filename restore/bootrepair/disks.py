@@ -1,6 +1,6 @@
 """The files that a restored system starts by call its disks what stays, where they are others now."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -27,13 +27,16 @@ def map_disks(step: MapDisks, place: Path = MOUNTS) -> tuple[str, ...]:
     """
 
     def look(system: System, devices: Devices) -> tuple[bool | None, tuple[str, ...]]:
-        if any(edit.change.done for edit in _edits(system, DiskNames(step.disks, devices))):
+        names = DiskNames(step.disks, devices)
+        edits = _edits(system, names)
+        if any(edit.change.done for edit in edits):
             return True, ()
-        return None, tuple(_told(system, DiskNames(step.disks, devices)))
+        return None, tuple(_told(system, names, edits))
 
     def change(system: System, devices: Devices, _: bool) -> Iterator[str]:
         names = DiskNames(step.disks, devices)
-        for edit in _edits(system, names):
+        edits = _edits(system, names)
+        for edit in edits:
             if not edit.change.done:
                 continue
             done = ", ".join(edit.change.done)
@@ -46,7 +49,7 @@ def map_disks(step: MapDisks, place: Path = MOUNTS) -> tuple[str, ...]:
                 )
                 continue
             yield f"{system.title}: {edit.path}: {done}"
-        yield from _told(system, names)
+        yield from _told(system, names, edits)
 
     trouble = "names of disks could not be mapped to the end"
     return conduct(step.disks, place, Work(_NEEDED_TO_LOOK, look, change, _no_system, trouble))
@@ -57,13 +60,13 @@ def _edits(system: System, names: DiskNames) -> tuple[Edit, ...]:
     return tuple(find_edits(system.root, names, has_initramfs=has_initramfs))
 
 
-def _told(system: System, names: DiskNames) -> Iterator[str]:
+def _told(system: System, names: DiskNames, edits: Sequence[Edit]) -> Iterator[str]:
     """Say what still names disks that are gone, and is not changed."""
     for point, why in system.missing:
         if point in _LOOKED_INTO:
             yield f"{system.title}: its {point} was not looked into ({why})"
     told = set()
-    for edit in _edits(system, names):
+    for edit in edits:
         for name in edit.change.left:
             told.add(edit.path)
             yield (

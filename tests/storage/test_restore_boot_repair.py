@@ -3,11 +3,11 @@
 The system is small, and so is its `update-initramfs`; what Debian's own does is shown by a drill.
 """
 
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from disk_files import digest
 from kernel_mounts import loop, mounted
 
 from imager import process
@@ -60,11 +60,6 @@ def step(device: Path, *names: str) -> RepairInitramfs:
     target = Target("disk0", device, TargetKind.DEVICE, 1, 1, 512, None, None, "", "")
     drivers = tuple(Driver(name, "", built_in=False) for name in names)
     return RepairInitramfs((DiskDrivers(target, "/dev/sda", drivers),))
-
-
-def digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @pytest.fixture

@@ -1,12 +1,13 @@
 """Network cards are mapped on real filesystems of loop devices, and only where something differs."""
 
-import hashlib
 import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from boot_steps import carried_out
+from disk_files import digest
 from kernel_mounts import loop, mounted
 
 from imager import netdev, process
@@ -16,8 +17,6 @@ from restore.boot_steps import DiskDrivers, MapCards, RepairInitramfs
 from restore.bootrepair.network import change, examine, map_cards
 from restore.bootrepair.repair import repair
 from restore.cards import match_cards
-from restore.execute import Outcome, execute
-from restore.plan import Plan
 from restore.target import Target, TargetKind
 from tests.guest.small_system import INITRAMFS, plant
 
@@ -61,27 +60,6 @@ def make(folder: Path, furnish: Callable[[Path], None]) -> Path:
 def disks(device: Path) -> tuple[DiskDrivers, ...]:
     target = Target("disk0", device, TargetKind.DEVICE, 1, 1, 512, None, None, "", "")
     return (DiskDrivers(target, "/dev/sda", ()),)
-
-
-def carried_out(step: MapCards) -> tuple[str, ...]:
-    """Run a plan that has no other step, and return its notes."""
-    outcomes: list[Outcome] = []
-    execute(
-        Plan("web1", "id", "4f2a", "2026-01-02T03:04:05Z", (), (step,)),
-        object(),  # no step reads it
-        advance=lambda _: None,
-        record=outcomes.append,
-        measure=lambda *_: None,
-        log=str,
-    )
-    (outcome,) = outcomes
-    assert (outcome.step, outcome.subject) == ("map-cards", "restored system")
-    return outcome.notes
-
-
-def digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def test_a_system_that_needs_nothing_keeps_every_byte(tmp_path: Path) -> None:

@@ -1,12 +1,13 @@
 """Names of disks are mapped on real filesystems of a partitioned loop device."""
 
-import hashlib
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from boot_steps import carried_out
+from disk_files import digest
 from kernel_mounts import mounted
 
 from imager import process
@@ -14,8 +15,6 @@ from imager.layout.disk import DiskIdentity
 from imager.units import MIB
 from restore.boot_steps import DiskDrivers, MapDisks, RepairInitramfs
 from restore.bootrepair.repair import repair
-from restore.execute import Outcome, execute
-from restore.plan import Plan
 from restore.target import Target, TargetKind
 from tests.guest.small_system import INITRAMFS, VERSION, plant
 
@@ -77,29 +76,8 @@ def disks(device: Path, origin: str = "/dev/sda") -> tuple[DiskDrivers, ...]:
     return (DiskDrivers(target, origin, (), SAVED),)
 
 
-def carried_out(step: MapDisks) -> tuple[str, ...]:
-    """Run a plan that has no other step, and return its notes."""
-    outcomes: list[Outcome] = []
-    execute(
-        Plan("web1", "id", "4f2a", "2026-01-02T03:04:05Z", (), (step,)),
-        object(),  # no step reads it
-        advance=lambda _: None,
-        record=outcomes.append,
-        measure=lambda *_: None,
-        log=str,
-    )
-    (outcome,) = outcomes
-    assert (outcome.step, outcome.subject) == ("map-disks", "restored system")
-    return outcome.notes
-
-
 def uuid(device: Path) -> str:
     return process.run("blkid", "-p", "-s", "UUID", "-o", "value", device).strip()
-
-
-def digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def test_a_system_that_names_its_disks_by_kernel_names_starts_on_others(tmp_path: Path) -> None:
