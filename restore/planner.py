@@ -10,7 +10,7 @@ from imager.errors import ObjectDamaged, TargetError
 from imager.layout.disk import Disk, Volume, VolumeRole
 from imager.layout.layers import Layers
 from imager.layout.machine import Machine
-from imager.layout.mdraid import AT_END, MEMBER_TYPE
+from imager.layout.mdraid import MEMBER_TYPE
 from imager.layout.partition_table import TableKind
 from imager.units import MIB
 from restore import foreign, marks, resumption
@@ -422,10 +422,9 @@ def _finish_member(disk: Disk, target: Target, layers: Layers) -> Iterator[Step]
     if target.size == target.saved_size:
         return
     whole = [volume for volume in disk.volumes if volume.role is VolumeRole.WHOLE_DISK]
-    for place in (disk.id, *(volume.id for volume in whole)):
-        array = layers.array_of(place)
-        if array is not None and array.version in AT_END:
-            yield RelocateMdSuperblock(target, array.title, array.version)
+    array = layers.array_at_end(disk)
+    if array is not None:
+        yield RelocateMdSuperblock(target, array.title, array.version)
     kinds = (volume.filesystem.type for volume in whole if volume.filesystem is not None)
     for kind in kinds:
         if kind.endswith("_raid_member") and kind != MEMBER_TYPE:

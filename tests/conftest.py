@@ -17,6 +17,7 @@ from imager.capture.pipeline import Pipeline
 from imager.extents.extents import whole
 from imager.layout.disk import Disk, DiskIdentity, Volume, VolumeRole
 from imager.layout.firmware import Firmware, FirmwareKind
+from imager.layout.layers import Layers
 from imager.layout.machine import Machine
 from imager.repository.configuration import Secrets
 from imager.repository.crypto.recipient import RecipientKey
@@ -83,7 +84,13 @@ class Tiny:
     def open(self) -> Repository:
         return Repository.open(str(self.path))
 
-    def add(self, content: dict[str, bytes], scratch: Path, name: str = "tiny") -> str:
+    def add(
+        self,
+        content: dict[str, bytes],
+        scratch: Path,
+        name: str = "tiny",
+        layers: Layers = Layers(),  # noqa: B008  it can't be changed
+    ) -> str:
         """Store an image with one volume for each content and return its id."""
         repository = self.open()
         session = Session(repository, self.credential)
@@ -105,6 +112,7 @@ class Tiny:
             "x86_64",
             Firmware(FirmwareKind.BIOS),
             (Disk("disk0", "/dev/vda", DiskIdentity(offset, 512), None, tuple(volumes)),),
+            layers,
         )
 
         def summarise(indexes: tuple[str, ...], counters: Counters) -> Summary:

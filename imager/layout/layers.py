@@ -10,9 +10,10 @@ from typing import Final
 
 from imager.layout.bcache import BcacheDevice, BcacheRole, BcacheState
 from imager.layout.btrfs import BtrfsPool
+from imager.layout.disk import Disk, VolumeRole
 from imager.layout.luks import LuksContainer
 from imager.layout.lvm import VolumeGroup
-from imager.layout.mdraid import MdArray, MdMember, MdState
+from imager.layout.mdraid import AT_END, MdArray, MdMember, MdState
 
 # What libblkid calls the layers that are told of by themselves.
 LAYER_TYPES: Final = frozenset({"LVM2_member", "crypto_LUKS", "bcache"})
@@ -42,6 +43,12 @@ class Layers:
             if any(member.place == place for member in array.members):
                 return array
         return None
+
+    def array_at_end(self, disk: Disk) -> MdArray | None:
+        """Return the array that finds a disk without partitions by counting from the disk's end."""
+        whole = (volume.id for volume in disk.volumes if volume.role is VolumeRole.WHOLE_DISK)
+        arrays = (self.array_of(place) for place in (disk.id, *whole))
+        return next((each for each in arrays if each and each.version in AT_END), None)
 
     def describe(self, place: str) -> tuple[str, ...]:
         """Say what a volume, disk or array carries, from the outermost layer inwards."""

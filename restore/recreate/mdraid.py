@@ -8,6 +8,7 @@ the array uses for data stays where it is, and is as much as it was.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Final
 
 from imager.blockdev import open_disk, read_at
@@ -32,6 +33,21 @@ from restore.steps import KeepMembers
 _MOST_MOVED: Final = 64 * MIB
 
 
+@dataclass(frozen=True, slots=True)
+class Relocation:
+    """What md keeps at the end of a member, and how far it goes.
+
+    Attributes:
+        start: first byte of it on the saved disk.
+        length: bytes.
+        shift: bytes that it moves by.
+    """
+
+    start: int
+    length: int
+    shift: int
+
+
 def relocate_superblock(opened: OpenTarget, version: MdVersion) -> None:
     """Move the superblock of a member, and what belongs to it, to the end of a larger disk.
 
@@ -50,26 +66,43 @@ def relocate_superblock(opened: OpenTarget, version: MdVersion) -> None:
         raise VerificationFailed(
             f"{target.path} ({target.disk}) has no md superblock {version} where the saved disk has one"
         )
-    old = found.place
-    new = dict(superblock_places(target.size))[version]
-    start = min(old, *found.metadata) if found.metadata else old
-    end = min(target.saved_size, old + target.size - new)
-    if end - start > _MOST_MOVED:
-        raise VerificationFailed(f"{target.path} ({target.disk}): the md superblock makes no sense")
-    moved = bytearray(end - start)
-    opened.read_into(start, memoryview(moved))
-    at = old - start
+    try:
+        place = relocation(found, target.saved_size, target.size)
+    except ValueError as error:
+        raise VerificationFailed(f"{target.path} ({target.disk}): {error}") from error
+    moved = bytearray(place.length)
+    opened.read_into(place.start, memoryview(moved))
+    at = found.place - place.start
     moved[at : at + SUPERBLOCK_SIZE] = with_place(
-        bytes(moved[at : at + SUPERBLOCK_SIZE]), version, new
+        bytes(moved[at : at + SUPERBLOCK_SIZE]), version, found.place + place.shift
     )
-    opened.overwrite_with_zeros(start, target.saved_size - start)
-    opened.write(new - at, bytes(moved))
+    opened.overwrite_with_zeros(place.start, target.saved_size - place.start)
+    opened.write(place.start + place.shift, bytes(moved))
     opened.flush()
     again = _read(opened, target.size)
     if again is None or (again.uuid, again.number) != (found.uuid, found.number):
         raise VerificationFailed(
             f"{target.path} ({target.disk}): the md superblock can't be read back from its end"
         )
+
+
+def relocation(found: MdSuperblock, saved_size: int, size: int) -> Relocation:
+    """Return what moves when the member, a whole disk, ends elsewhere.
+
+    Args:
+        found: the superblock, of metadata 0.90 or 1.0.
+        saved_size: bytes of the saved disk.
+        size: bytes of the one that it is on now.
+
+    Raises:
+        ValueError: the superblock says that its bitmap or log lies where none can.
+    """
+    shift = dict(superblock_places(size))[found.version] - found.place
+    start = min(found.place, *found.metadata) if found.metadata else found.place
+    length = min(saved_size, size - shift) - start
+    if length > _MOST_MOVED:
+        raise ValueError("the md superblock makes no sense")
+    return Relocation(start, length, shift)
 
 
 def keep_members(opened: OpenTarget, step: KeepMembers) -> None:

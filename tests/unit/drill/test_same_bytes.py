@@ -2,12 +2,18 @@ from pathlib import Path
 
 import pytest
 
+from imager.layout.layers import Layers
 from imager.layout.mdraid import MdArray, MdMember, MdState, MdVersion
+from imager.probe.mdraid_superblock import superblock_places
 from imager.repository.keyring import RecipientKey
 from imager.repository.repository import Repository
 from imager.repository.retrieval import OpenImage, Unlocked, open_image
+from imager.units import MIB
+from restore.device import OpenTarget
 from restore.drill.evidence import Difference
 from restore.drill.same_bytes import compare_disks
+from restore.recreate.mdraid import relocate_superblock
+from restore.target import Target, TargetKind
 from restore.without import ReducedArray, Without
 from tests.conftest import Tiny
 from tests.vectors import layer_files
@@ -95,3 +101,32 @@ def test_of_a_member_that_was_changed_on_purpose_only_its_superblock_may_differ(
         found = compare_disks(made, [before], [after], tables=True, without=without)
         assert [each.after for each in found] == [f"differs from byte {place} of the disk on"]
         after.write_bytes(before.read_bytes())
+
+
+def test_a_superblock_that_moved_to_the_end_of_a_larger_disk_is_no_difference(
+    tiny: Tiny, tmp_path: Path
+) -> None:
+    before, after = tmp_path / "before", tmp_path / "after"
+    before.touch()
+    put(before, 0, "md-1.0-vfat")
+    content = before.read_bytes()
+    member = MdMember("disk0/whole", 0, 0, MdState.ACTIVE, 2, True, 0)
+    array = MdArray("md0", "u", "", "raid1", MdVersion.V1_0, 2, 0, True, False, (member,))
+    layers = Layers(md=(array,))
+    reference = tiny.add({"disk0/whole": content}, tmp_path, layers=layers)
+    made = _open(tiny.open(), reference, tiny.key)
+    after.write_bytes(content)
+    with after.open("r+b") as file:
+        file.truncate(len(content) + 3 * MIB)
+    target = Target(
+        *("disk0", after, TargetKind.FILE, len(content) + 3 * MIB, len(content), 512),
+        *(None, None, "", ""),
+    )
+    with OpenTarget(target) as opened:
+        relocate_superblock(opened, MdVersion.V1_0)
+    assert compare_disks(made, [before], [after], tables=False) == ()
+    place = dict(superblock_places(len(content)))[MdVersion.V1_0]
+    for offset, named in ((place + 3 * MIB + 5000, place + 5000), (17, 17)):
+        _change(after, offset)
+        [found] = compare_disks(made, [before], [after], tables=False)
+        assert found.after == f"differs from byte {named} of the disk on"
