@@ -289,19 +289,19 @@ class UnreadableSource(SourceError):
 
 
 class TargetError(RemetalError):
-    """Something about a disk to be rewritten. Raised before the first write where possible."""
+    """About a disk to be rewritten, as a rule before the first write; `would_fit`: --fit would do."""
 
     id = "target"
     exit_code = 40
+    would_fit = False
 
 
 class TargetTooSmall(TargetError):
-    """The saved disk does not fit; `would_fit` says that its data would, if that was asked for."""
+    """The saved disk does not fit."""
 
     id = "target-too-small"
     exit_code = 41
     default_hint = "Use a disk at least as large as the saved one; nothing was written."
-    would_fit = False
 
 
 class TargetInUse(TargetError):

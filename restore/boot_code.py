@@ -6,15 +6,14 @@ import numpy as np
 
 from imager.layout.disk import Disk
 from imager.layout.firmware import FirmwareKind
-from imager.repository.retrieval import OpenImage
-from restore.runs import each_part
+from restore.runs import Image, each_part
 
 _CODE: Final = 440  # bytes of code at the start of a disk; what follows is the table
 _SIGNATURE: Final = slice(510, 512)
 _SIGNED: Final = b"\x55\xaa"
 
 
-def disks_with_boot_code(image: OpenImage) -> frozenset[str]:
+def disks_with_boot_code(image: Image) -> frozenset[str]:
     """Return the ids of disks with boot code; of a machine with UEFI, none.
 
     One chunk of each disk is read.
@@ -27,7 +26,7 @@ def disks_with_boot_code(image: OpenImage) -> frozenset[str]:
     return frozenset(disk.id for disk in image.machine.disks if _has_code(image, disk))
 
 
-def _has_code(image: OpenImage, disk: Disk) -> bool:
+def _has_code(image: Image, disk: Disk) -> bool:
     first = disk.volumes[0] if disk.volumes else None
     if first is None or first.offset:
         return False

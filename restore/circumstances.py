@@ -23,7 +23,8 @@ class Wishes:
             names of its network cards.
         log_to_esp: leave the log on the restored machine.
         leave_out: ids or serials of saved disks that are not restored.
-        fit: shrink what has room where a target is smaller than the saved disk (`restore.fit`).
+        fit: shrink what has room where a target is smaller than the saved disk (`restore.fit`), and
+            make anew what counts in sectors where those have another size (`restore.sector_size`).
         grow: id of a volume that takes the free space behind it on a larger disk, or group and name of
             a logical one, "system/root"; "last" is the last one of each larger disk; None: nothing
             grows.

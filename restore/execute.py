@@ -40,6 +40,7 @@ from restore.device import OpenTarget, make_file
 from restore.fit_steps import (
     CorrectBootSector,
     GrowFilesystem,
+    RemakeFat,
     RemakeSwap,
     ShrinkFilesystem,
     WriteGroup,
@@ -47,7 +48,7 @@ from restore.fit_steps import (
 )
 from restore.journal import Journal
 from restore.plan import Plan
-from restore.recreate import filesystem
+from restore.recreate import fat, filesystem
 from restore.recreate.boot_sector import correct_boot_sector
 from restore.recreate.lvm import write_group
 from restore.recreate.mdraid import keep_members, relocate_superblock
@@ -138,7 +139,7 @@ def execute(
     """
     disk_steps = [step for step in plan.steps if not isinstance(step, _BOOT_STEPS)]
     boot_steps = [step for step in plan.steps if isinstance(step, _BOOT_STEPS)]
-    _check_shrinkable(disk_steps, image, record)
+    _check_possible(disk_steps, image, record)
     made: list[Target] = []
     run: _Run | None = None
     try:
@@ -168,13 +169,19 @@ def execute(
         record(Outcome(step.name, subject, time.monotonic() - started, notes=notes))
 
 
-def _check_shrinkable(steps: Sequence[Step], image: Image, record: Record) -> None:
-    """Ask the programs that will shrink filesystems, before anything is written."""
+def _check_possible(steps: Sequence[Step], image: Image, record: Record) -> None:
+    """Find out, before anything is written, whether filesystems can become what they shall."""
     for step in steps:
-        if isinstance(step, ShrinkFilesystem):
-            started = time.monotonic()
-            filesystem.check_shrinkable(step, image)
-            record(Outcome("check-shrink", step.subject, time.monotonic() - started))
+        started = time.monotonic()
+        match step:
+            case ShrinkFilesystem():
+                filesystem.check_shrinkable(step, image)
+                record(Outcome("check-shrink", step.subject, time.monotonic() - started))
+            case RemakeFat():
+                fat.check_remakable(step, image)
+                record(Outcome("check-remake", step.volume, time.monotonic() - started))
+            case _:
+                pass
 
 
 def _same_pass(step: Step) -> tuple[Any, ...]:
@@ -328,6 +335,7 @@ class _Run:
             case (
                 ShrinkFilesystem()
                 | RemakeSwap()
+                | RemakeFat()
                 | CorrectBootSector()
                 | GrowFilesystem()
                 | WriteGroup()
@@ -361,7 +369,12 @@ class _Run:
 
     def _fitting_step(
         self,
-        step: ShrinkFilesystem | RemakeSwap | CorrectBootSector | GrowFilesystem | WriteGroup,
+        step: ShrinkFilesystem
+        | RemakeSwap
+        | RemakeFat
+        | CorrectBootSector
+        | GrowFilesystem
+        | WriteGroup,
     ) -> tuple[str, int, tuple[str, ...]]:
         """Fit what was written to its place; return what `_disk_step` does."""
         match step:
@@ -372,13 +385,13 @@ class _Run:
                 return step.volume, step.head, ()
             case GrowFilesystem():
                 return step.subject, 0, filesystem.grow(step, self._opened[step.target])
-            case CorrectBootSector():
+            case CorrectBootSector() | RemakeFat():
                 return step.volume, 0, self._change_content(step)
             case _:
                 return step.subject, 0, self._change_content(step)
 
     def _change_content(
-        self, step: ShrinkFilesystem | RemakeSwap | CorrectBootSector
+        self, step: ShrinkFilesystem | RemakeSwap | RemakeFat | CorrectBootSector
     ) -> tuple[str, ...]:
         """Change what was written; from then on no note of it holds."""
         if self._journal is not None:
@@ -390,6 +403,8 @@ class _Run:
                 return filesystem.shrink(step, self._image, opened)
             case RemakeSwap():
                 return filesystem.remake_swap(step, opened)
+            case RemakeFat():
+                return fat.remake(step, self._image, opened)
             case CorrectBootSector():
                 return correct_boot_sector(step, opened)
 

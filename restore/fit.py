@@ -64,6 +64,7 @@ class Fitted:
         dropped: ids of the gaps that are left out.
         has_new_table: the saved table does not describe this disk.
         groups: of LVM, on physical volumes that come with another length.
+        remade: ids of volumes that are made anew, file by file (`restore.sector_size`).
     """
 
     disk: Disk
@@ -71,6 +72,7 @@ class Fitted:
     dropped: tuple[str, ...] = ()
     has_new_table: bool = False
     groups: tuple[FittedGroup, ...] = ()
+    remade: tuple[str, ...] = ()
 
     def group_in(self, volume: str) -> FittedGroup | None:
         """Return the group whose physical volume is a volume, if it is laid out anew."""
@@ -197,6 +199,12 @@ def grow(disk: Disk, size: int, layers: Layers, wanted: str, rigid: Rigid = kept
     if lengths[wanted] <= volume.length:
         raise _nothing_to_grow_into(wanted)
     return _placed(disk, size, offsets, lengths)
+
+
+def has_room_for_gpt(disk: Disk, size: int) -> bool:
+    """Whether the last partition of a disk with a GPT ends before the backup on one of some size."""
+    parts = _partitions(disk)
+    return not parts or parts[-1].end <= size - _tail(disk)
 
 
 def last_of(disk: Disk) -> str | None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from imager.blockdev import BlockDisk
-from imager.errors import RemetalError, TargetError, TargetTooSmall, UsageError
+from imager.errors import RemetalError, TargetError, UsageError
 from imager.layout.disk import Disk, Volume, VolumeRole
 from imager.layout.firmware import FirmwareKind
 from imager.layout.machine import Machine
@@ -14,11 +14,13 @@ from imager.layout.partition_table import PartitionTable, TableKind
 from imager.probe.structure import StructureError
 from imager.units import MIB
 from restore import fit
+from restore.boot_code import disks_with_boot_code
 from restore.circumstances import Wishes
 from restore.fit import Fitted
 from restore.fit_steps import (
     CorrectBootSector,
     GrowFilesystem,
+    RemakeFat,
     RemakeSwap,
     ShrinkFilesystem,
     WriteTable,
@@ -27,14 +29,16 @@ from restore.group_planner import ContentStep, Piece, PlacedGroup, logical_place
 from restore.least_size import least_size
 from restore.linear_group import fit as fit_group
 from restore.linear_group import least_length
-from restore.match import too_small
+from restore.match import sector_on, unlike
 from restore.runs import Image
 from restore.saved_group import SavedGroup
 from restore.saved_volume import SavedVolume
-from restore.target import Place, Target, TargetKind
+from restore.sector_size import Part, on_sectors
+from restore.target import Place, Stretch, Target, TargetKind
 
 LAST: Final = "last"
 
+_MBR: Final = 512  # bytes of it, whatever the sectors are
 _PROTECTIVE: Final = 0xEE
 # Of a GPT header: signature, first usable sector, number and size of entries (UEFI 2.10, 5.3.2).
 _GPT_SIGNATURE: Final = b"EFI PART"
@@ -57,25 +61,26 @@ class Fitter:
         self._groups: dict[str, SavedGroup | str] = {}
 
     def problem(self, saved: Disk, disk: BlockDisk) -> RemetalError | None:
-        """Return why a target has no room for a saved disk; None if it has. For `restore.match`.
+        """Return why a target can't take a saved disk; None if it can. For `restore.match`.
 
         Raises:
             ObjectDamaged, ObjectMissing: the repository can't give what the image names.
         """
-        plain = too_small(saved, disk)
+        plain = unlike(saved, disk)
         if plain is None:
             return None
         try:
-            fitted = self._shrunk(saved, disk.identity.size)
+            fitted = self._fitted(saved, disk)
         except TargetError as error:
             if not self._wishes.fit:
-                hint = f"{plain.hint} A smaller one (--fit) would not do: {error.message}."
-                return TargetTooSmall(plain.message, hint=hint)
+                hint = f"{plain.hint} It would not do with --fit either: {error.message}."
+                return type(plain)(plain.message, hint=hint)
             return type(error)(f"{plain.message}: {error.message}", hint=error.hint)
         if self._wishes.fit:
             return None
         places = [place.describe() for place in fitted.places]
         places += [place.describe() for place in logical_places(fitted)]
+        places += [f"{volume} is made anew, file by file" for volume in fitted.remade]
         what = "; ".join(places)
         plain.hint = (
             f"The data would fit: with --fit, {what or 'only unused space is left out'}. "
@@ -84,19 +89,33 @@ class Fitter:
         plain.would_fit = True
         return plain
 
-    def fitted(self, saved: Disk, size: int) -> Fitted:
+    def fitted(self, saved: Disk, disk: BlockDisk) -> Fitted:
         """Return how a saved disk comes on a target.
 
         Args:
             saved: the disk.
-            size: bytes of the target.
+            disk: the target, about which `problem` finds none.
 
         Raises:
             TargetTooSmall: the data does not fit.
             TargetError: it can't be fitted, or what shall grow can't.
         """
-        if size < saved.identity.size and self._wishes.fit:
-            return self._shrunk(saved, size)
+        return self._fitted(saved, disk) if self._wishes.fit else self._grown(saved, disk)
+
+    def _fitted(self, saved: Disk, disk: BlockDisk) -> Fitted:
+        size, sector = disk.identity.size, sector_on(saved, disk)
+        same_sectors = sector == saved.identity.logical_sector
+        if size < saved.identity.size or not (same_sectors or fit.has_room_for_gpt(saved, size)):
+            fitted = self._shrunk(saved, size)
+        else:
+            fitted = self._grown(saved, disk)
+        if same_sectors:
+            return fitted
+        has_boot_code = saved.id in disks_with_boot_code(self._image)
+        return on_sectors(saved, fitted, disk.identity, self._parts, has_boot_code=has_boot_code)
+
+    def _grown(self, saved: Disk, disk: BlockDisk) -> Fitted:
+        size = disk.identity.size
         layers = self._image.machine.layers
         wanted = self._wishes.grow
         if wanted == LAST:
@@ -132,6 +151,15 @@ class Fitter:
             except StructureError as error:
                 self._groups[volume.id] = f"a physical volume of LVM is kept whole where {error}"
         return self._groups[volume.id]
+
+    def _parts(self, volume: Volume) -> Sequence[Part] | str:
+        if _kind(volume) != fit.PHYSICAL:
+            return [(volume.id, volume.filesystem, SavedVolume(self._image, volume.id))]
+        found = self._group_in(volume)
+        if isinstance(found, str):
+            return found
+        group = found.group.name
+        return [(f"LV {group}/{name}", held, part) for name, held, part in found.parts()]
 
     def _rigid(self, volume: Volume) -> str | None:
         found = self._group_in(volume)
@@ -225,7 +253,9 @@ class FittedDisk:
     target: Target
 
     def pieces(self, volume: str) -> tuple[Piece, ...] | None:
-        """Return what is written of a volume that does not come in one piece."""
+        """Return what is written of a volume that does not come in one piece, if of it anything."""
+        if volume in self.fitted.remade:
+            return ()
         groups = [each for each in self._groups() if each.group.volume == volume]
         return tuple(groups[0].pieces()) if groups else None
 
@@ -234,8 +264,11 @@ class FittedDisk:
         types = _partition_types(self.saved.table)
         for group in self._groups():
             yield from group.after_content()
+        for volume in self.fitted.disk.volumes:
+            if volume.id in self.fitted.remade:
+                yield self._remake(volume)
         for place, volume in self._placed():
-            if self.fitted.group_in(place.volume):
+            if self.fitted.group_in(place.volume) or place.volume in self.fitted.remade:
                 continue
             filesystem = volume.filesystem
             kind = filesystem.type if filesystem is not None else ""
@@ -278,7 +311,7 @@ class FittedDisk:
         if table is None or not self.fitted.has_new_table:
             return None
         self._check_names(table)
-        sector = self.target.logical_sector
+        sector = self.saved.identity.logical_sector
         if self.target.kind is not TargetKind.DEVICE and sector != 512:
             raise TargetError(
                 f"{self.target.path} is of another size than {self.saved.id}, which has sectors of "
@@ -300,7 +333,19 @@ class FittedDisk:
         entries, entry_size = struct.unpack_from("<II", header, 80)
         if not header.startswith(_GPT_SIGNATURE) or entries * entry_size > MIB - sector:
             raise self._unreadable()
-        return WriteTable(self.target, table, first_usable, entries)
+        new_sector = self.target.logical_sector
+        if new_sector == sector:
+            return WriteTable(self.target, table, first_usable, entries)
+        least = 2 + -(-entries * entry_size // new_sector)
+        first_usable = max(-(-first_usable * sector // new_sector), least)
+        if any(part.offset < first_usable * new_sector for part in table.partitions):
+            raise self._not_for_another_size(
+                f"the first partition of {self.saved.id} begins where a GPT in sectors of "
+                f"{new_sector} bytes has its entries"
+            )
+        # Who looks for a table in sectors of the old size must not find one.
+        old = Stretch(_MBR, boot_area.length - _MBR)
+        return WriteTable(self.target, table, first_usable, entries, old)
 
     def after_table(self) -> Iterator[GrowFilesystem]:
         """Yield what is done when the new table is there."""
@@ -334,6 +379,12 @@ class FittedDisk:
                 f"What lies between or behind the partitions of {self.saved.id} ({', '.join(named)}) "
                 "and belongs to none of them is left out."
             )
+        if self.target.logical_sector != self.saved.identity.logical_sector:
+            yield (
+                f"{self.target.path} has sectors of {self.target.logical_sector} bytes where "
+                f"{self.saved.id} had {self.saved.identity.logical_sector}: what counts in them is "
+                "made anew, everything else stays as it is."
+            )
         is_bios = self.image.machine.firmware.kind is FirmwareKind.BIOS
         if is_bios and self.saved.table is not None and self.fitted.places:
             yield (
@@ -341,6 +392,19 @@ class FittedDisk:
                 "the numbers of blocks (LILO, extlinux), or Windows on a partition of an MBR that "
                 "moves, has to be installed again."
             )
+
+    def _remake(self, volume: Volume) -> RemakeFat:
+        filesystem = volume.filesystem
+        assert filesystem is not None  # noqa: S101  it is a FAT
+        return RemakeFat(
+            self.target,
+            volume.id,
+            volume.offset,
+            volume.length,
+            self.saved.identity.logical_sector,
+            filesystem.uuid,
+            filesystem.label,
+        )
 
     def _groups(self) -> Iterator[PlacedGroup]:
         for group in self.fitted.groups:

@@ -107,6 +107,41 @@ class RemakeSwap(_Resized):
 
 
 @dataclass(frozen=True, slots=True)
+class RemakeFat:
+    """Make a FAT anew for sectors of another size, and copy every file of the saved one into it.
+
+    It keeps its serial number, its label, and of each file name, content, time and attributes. How
+    many bits its numbers of clusters have follows from how many fit.
+
+    Attributes:
+        target: the disk.
+        volume: id of the volume.
+        offset: first byte on the target.
+        length: bytes there.
+        saved_sector: bytes of a logical sector of the saved disk.
+        uuid: its serial number, as libblkid gives it, or None.
+        label: or None.
+    """
+
+    name: ClassVar[str] = "remake-fat"
+    target: Target
+    volume: str
+    offset: int
+    length: int
+    saved_sector: int
+    uuid: str | None
+    label: str | None
+
+    def describe(self) -> str:
+        """Say what happens."""
+        return (
+            f"{self.target.path}: make the FAT of {self.volume} anew for sectors of "
+            f"{self.target.logical_sector} bytes with its serial number, at bytes {self.offset} to "
+            f"{self.offset + self.length - 1}, and copy its files"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class GrowFilesystem(_Resized):
     """Make a filesystem as large as its volume on the target. It comes when the table is there.
 
@@ -192,6 +227,7 @@ class WriteTable:
         table: what is written.
         first_usable: of a GPT, its first usable sector.
         entries: of a GPT, how many it has room for.
+        old: where the saved table lies if it is one for sectors of another size: zeros come there.
     """
 
     name: ClassVar[str] = "write-table"
@@ -199,6 +235,7 @@ class WriteTable:
     table: PartitionTable
     first_usable: int | None = None
     entries: int | None = None
+    old: Stretch | None = None
 
     def describe(self) -> str:
         """Say what happens."""
@@ -206,9 +243,10 @@ class WriteTable:
             f"{part.number} at bytes {part.offset} to {part.end - 1}"
             for part in self.table.partitions
         )
+        made_for = "size" if self.old is None else "sectors, with zeros where the saved one was"
         return (
             f"{self.target.path}: write the {self.table.kind.upper()} {self.table.id} for this disk's "
-            f"size: partitions {places}"
+            f"{made_for}: partitions {places}"
         )
 
 
@@ -244,5 +282,11 @@ class CorrectBootSector:
 
 
 FitStep = (
-    ShrinkFilesystem | RemakeSwap | GrowFilesystem | WriteGroup | WriteTable | CorrectBootSector
+    ShrinkFilesystem
+    | RemakeSwap
+    | RemakeFat
+    | GrowFilesystem
+    | WriteGroup
+    | WriteTable
+    | CorrectBootSector
 )

@@ -13,6 +13,7 @@ from restore.fit import Fitted
 from restore.fit_steps import (
     CorrectBootSector,
     GrowFilesystem,
+    RemakeFat,
     RemakeSwap,
     ShrinkFilesystem,
     WriteGroup,
@@ -23,7 +24,9 @@ from restore.saved_group import stretches
 from restore.steps import ClearOutside
 from restore.target import LogicalPlace, Stretch, Target
 
-ContentStep = ShrinkFilesystem | RemakeSwap | CorrectBootSector | ClearOutside | WriteGroup
+ContentStep = (
+    ShrinkFilesystem | RemakeSwap | RemakeFat | CorrectBootSector | ClearOutside | WriteGroup
+)
 
 
 @dataclass(frozen=True, slots=True)

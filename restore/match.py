@@ -87,8 +87,25 @@ def too_small(saved: Disk, disk: BlockDisk) -> TargetTooSmall | None:
     return TargetTooSmall(f"{name} is {missing} bytes too small for {_describe_saved(saved)}")
 
 
+def unlike(saved: Disk, disk: BlockDisk) -> TargetError | None:
+    """Return why a disk can't take a saved disk as it was; None if it can."""
+    if sector_on(saved, disk) == saved.identity.logical_sector:
+        return too_small(saved, disk)
+    return TargetError(
+        f"{describe(disk.path, disk.identity)} has sectors of {disk.identity.logical_sector} bytes, "
+        f"{saved.id} was saved from a disk with {saved.identity.logical_sector}",
+        hint="Its partition table would mean other places there. Choose a disk with the "
+        "same logical sector size; some drives can be switched with `nvme format`.",
+    )
+
+
+def sector_on(saved: Disk, disk: BlockDisk) -> int:
+    """Return the bytes of a logical sector that a saved disk has on a target; a file takes any."""
+    return (disk if disk.is_device else saved).identity.logical_sector
+
+
 Room = Callable[[Disk, BlockDisk], RemetalError | None]
-"""Takes a saved disk and a target; returns why it has no room, or None."""
+"""Takes a saved disk and a target; returns why it can't take that, or None."""
 
 
 Advise = Callable[[Collection[str]], str]
@@ -109,14 +126,14 @@ class Survey:
         named: what the values of `--map` are, by the saved disk's id or serial.
         forbidden: devices and files that may not be written, each with the reason, such as
             "holds the repository".
-        room: says whether a disk is large enough; by default for a saved disk as it was.
+        room: says whether a disk can take a saved one; by default as it was.
         advise: asked when there is no target for a disk.
     """
 
     disks: tuple[BlockDisk, ...]
     named: Mapping[str, BlockDisk | NewFile]
     forbidden: Mapping[Path, str]
-    room: Room = too_small
+    room: Room = unlike
     advise: Advise = no_advice
 
 
@@ -373,13 +390,6 @@ def _unusable(saved: Disk, disk: BlockDisk, survey: Survey) -> RemetalError | No
         return TargetError(
             f"{name} is read-only", hint="Release its write protection, or choose another disk."
         )
-    if disk.is_device and disk.identity.logical_sector != saved.identity.logical_sector:
-        return TargetError(
-            f"{name} has sectors of {disk.identity.logical_sector} bytes, "
-            f"{saved.id} was saved from a disk with {saved.identity.logical_sector}",
-            hint="Its partition table would mean other places there. Choose a disk with the "
-            "same logical sector size; some drives can be switched with `nvme format`.",
-        )
     return survey.room(saved, disk)
 
 
@@ -421,8 +431,8 @@ def _no_target(saved: Disk, survey: Survey, taken: frozenset[Path]) -> RemetalEr
     if reasons:
         text += ": " + "; ".join(reason.message for reason in reasons)
     for reason in reasons:
-        if isinstance(reason, TargetTooSmall) and reason.would_fit:
-            error = TargetTooSmall(text, hint=reason.hint)
+        if isinstance(reason, TargetError) and reason.would_fit:
+            error = type(reason)(text, hint=reason.hint)
             error.would_fit = True
             return error
     return NoTarget(text)

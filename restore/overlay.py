@@ -1,13 +1,27 @@
 """Bytes that can be written, over bytes that can't: what is written stays in memory, up to a bound."""
 
+import re
 import threading
+from pathlib import Path
 from typing import Final, Protocol
 
 from imager.errors import NoRoom
-from imager.units import KIB, format_size
+from imager.units import KIB, MIB, format_size
 
 _BLOCK: Final = 4 * KIB
 _ZEROS: Final = bytes(_BLOCK)
+_LEAST_KEPT: Final = 64 * MIB
+_SHARE_KEPT: Final = 4  # of the memory that is free: this part
+_AVAILABLE: Final = re.compile(r"^MemAvailable:\s*(\d+) kB", re.MULTILINE)
+
+
+def most_kept() -> int:
+    """Return bytes that an overlay may keep in the memory of this machine.
+
+    They are for what programs write beside their work: the replay of a journal, what they move twice.
+    """
+    found = _AVAILABLE.search(Path("/proc/meminfo").read_text())
+    return max(int(found[1]) * KIB // _SHARE_KEPT if found else 0, _LEAST_KEPT)
 
 
 class Readable(Protocol):

@@ -20,6 +20,7 @@ from typing import Any
 from imager.units import format_size
 from restore import foreign
 from restore.cards import CardMatch
+from restore.fit_steps import WriteTable
 from restore.steps import CompareVolume, Phase, Resume, Step, VerifyVolume, WriteVolume
 from restore.target import Target
 
@@ -81,8 +82,10 @@ class Plan:
 
     @property
     def is_fitted(self) -> bool:
-        """Whether a disk comes back with other places or lengths than it was saved with."""
-        return any(target.places or target.size < target.saved_size for target in self.targets)
+        """Whether a disk comes back with other places, lengths or sectors than it was saved with."""
+        return any(
+            target.places or target.size < target.saved_size for target in self.targets
+        ) or any(isinstance(step, WriteTable) for step in self.steps)
 
     def lines(self) -> tuple[str, ...]:
         """Return the plan for people: what `--dry-run`, the log and the rescue console show."""

@@ -102,6 +102,7 @@ def make_plan(
     targets = {
         match.saved.id: replace(
             _target(match, saved.layers, strange.get(match.saved.id, ())),
+            logical_sector=fits.disk.identity.logical_sector,
             places=(*fits.places, *logical_places(fits)),
         )
         for match, fits in zip(matches, fitted, strict=True)
@@ -186,7 +187,7 @@ def make_plan(
 def _fit(image: Image, matches: Sequence[Match], wishes: Wishes, fitter: Fitter) -> list[Fitted]:
     """Return how each saved disk comes on its target."""
     check_wishes(image.machine, wishes)
-    fitted = [fitter.fitted(match.saved, match.target.identity.size) for match in matches]
+    fitted = [fitter.fitted(match.saved, match.target) for match in matches]
     if wishes.delta and any(
         fits.disk != match.saved for match, fits in zip(matches, fitted, strict=True)
     ):

@@ -83,6 +83,11 @@ class SavedGroup:
                 hint="Take a disk as large as the saved one; nothing was written.",
             ) from error
 
+    def parts(self) -> Iterator[tuple[str, Filesystem | None, Readable]]:
+        """Yield the name of each logical volume, what it holds, and its bytes."""
+        for volume, held in zip(self.group.volumes, self.filesystems, strict=True):
+            yield volume.name, held, self._parts[volume.name]
+
     def least(self, volume: LinearVolume) -> int:
         """Return bytes that a logical volume can be shrunk to; its own where nothing can go."""
         if volume.name not in self._least:

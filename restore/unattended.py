@@ -47,7 +47,7 @@ class Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         verify_written: read back all that was written.
         delta: write only what differs from the image.
         anew: begin from the start, also where an interrupted restore could be resumed.
-        fit: shrink what has room where a disk is smaller than the saved one, as `--fit` does.
+        fit: let the machine come on smaller disks, and other sectors, as `--fit` does.
         grow: a volume that takes what is free on a larger disk, as with `--grow`.
         at_end: what follows when all went well.
         maps: saved disk → target, as with `--map`; by default disks are recognised.

@@ -36,7 +36,7 @@ _WITH_PARITY: Final = frozenset(_SPARES)
 # What libblkid calls journals of filesystems that lie elsewhere.
 _JOURNALS: Final = frozenset({"jbd", "xfs_external_log"})
 # Partitions that hold no data of a person: BIOS boot, PReP, reserved by Microsoft.
-_WITHOUT_DATA: Final = frozenset(
+WITHOUT_DATA: Final = frozenset(
     {
         "21686148-6449-6E6F-744E-656564454649",
         "9E1A2D38-C612-4316-AA26-8B49521E5A8B",
@@ -218,7 +218,7 @@ class _Judgement:
             types = {part.number: part.type for part in disk.table.partitions} if disk.table else {}
             for volume in disk.volumes:
                 is_content = volume.role in _CONTENT and self._layers.array_of(volume.id) is None
-                if is_content and types.get(volume.partition or 0) not in _WITHOUT_DATA:
+                if is_content and types.get(volume.partition or 0) not in WITHOUT_DATA:
                     _check_alone(volume)
                     yield disk, volume
 

@@ -78,8 +78,9 @@ CONFIRMATION = "overwrite"
     "--fit",
     is_flag=True,
     help="Where a disk is smaller than the saved one, shrink swap and filesystems (ext2 to ext4, "
-    "btrfs, NTFS) that have room, in linear volumes of LVM as well, and move what lies behind; the "
-    "plan says what. Refused before anything is written if the data does not fit.",
+    "btrfs, NTFS) that have room, in linear volumes of LVM as well, and move what lies behind; where "
+    "its logical sectors have another size (512, 4096), make anew what counts in them (GPT, FAT). The "
+    "plan says what. Refused before anything is written if it can't be done.",
 )
 @click.option(
     "--grow",
@@ -159,8 +160,9 @@ def restore(
     IMAGE is `latest`, a machine's name (its newest image), or the beginning of an image's id.
     The plan is shown first; nothing is written before it is agreed to. Disks that are in use, that
     hold the repository, this system or the rescue medium, and disks that are too small are
-    refused. --fit brings a machine back on smaller ones, if its data fits; --grow uses the room of
-    a larger one. Where all disks are as large as the saved ones, --fit changes nothing.
+    refused. --fit brings a machine back on smaller ones, if its data fits, and on ones with other
+    sectors; --grow uses the room of a larger one. Where all disks are as large as the saved ones,
+    with the same sectors, --fit changes nothing.
 
     A disk is foreign when it is not recognised by WWN or serial and holds data that is not of the
     machine in IMAGE. The plan says what it holds, and its serial number has to be typed.

@@ -51,7 +51,7 @@ _WISHES: Final = {
     _DELTA: ("delta", "write only what differs on these disks"),
     _DRIVERS: ("boot_repair", "let the system find these disks and network cards"),
     _ANEW: ("anew", "begin from the start, not where the last restore stopped"),
-    _FIT: ("fit", "shrink what has room, where a disk is smaller than the saved one"),
+    _FIT: ("fit", "shrink what has room on a smaller disk, make anew what counts in sectors"),
 }
 _LOOK: Final = "look"
 _LEAVE: Final = "leave"
@@ -204,7 +204,7 @@ class Dialogue:
                 plan = job.prepare(repository, opened, mapping, wishes, log)
             except TargetError as error:
                 self._explain(error)
-                if isinstance(error, TargetTooSmall) and error.would_fit and self._may_shrink():
+                if error.would_fit and self._may_fit(error):
                     wishes = replace(wishes, fit=True, delta=False)
                 else:
                     mapping, wishes = self._choose_disks(opened.machine, wishes)
@@ -237,12 +237,12 @@ class Dialogue:
             f"{', '.join(words[:-1])} or {words[-1]} to change that, {AGAIN}, {SHELL}"
         )
 
-    def _may_shrink(self) -> bool:
-        """Ask whether filesystems may be made smaller; the plan that follows says which."""
+    def _may_fit(self, error: TargetError) -> bool:
+        """Ask whether what stands against a disk may be changed; the plan that follows says how."""
+        is_size = isinstance(error, TargetTooSmall)
+        what = "shrink what has room" if is_size else "make anew what counts in sectors"
         answer = self._terminal.choose(
-            "What now?",
-            [],
-            {_FIT: "shrink what has room, and see the plan", _DISKS: "choose other disks"},
+            "What now?", [], {_FIT: f"{what}, and see the plan", _DISKS: "choose other disks"}
         )
         return answer == _FIT
 

@@ -30,7 +30,7 @@ from restore.drill.report import Outcome, Result
 from restore.drill.same_bytes import compare_disks
 from restore.drill.scenario import BlankDisk, Medium, Places, Scenario
 from restore.drill.steps import Steps
-from restore.drill.variation import Variation, cuts, expectation, vary
+from restore.drill.variation import FITTED, Variation, cuts, expectation, vary
 from restore.drill.vm_spec import Bus, Firmware
 from restore.without import Without, judge
 
@@ -192,7 +192,7 @@ def drill_fixture(name: str, choices: Choices, settings: Settings) -> Result:
         )
         iso = _medium(choices, places, steps, sheet)
         less = _without(subject.machine, len(plan.disks))
-        fits = choices.variation is Variation.SHRUNK
+        fits = choices.variation in FITTED
         special = job.Special(leave_out=tuple(disk.id for disk in less.disks), fit=fits)
         order = replace(_order(subject, iso), special=special)
         expects = expectation(choices.variation, less)
@@ -203,7 +203,7 @@ def drill_fixture(name: str, choices: Choices, settings: Settings) -> Result:
             tables=expects.same_tables,
             without=less,
         )
-        # What shrank has other bytes in other places: of that, the hashes of all files judge.
+        # What is fitted has other bytes in other places: of that, the hashes of all files judge.
         drill = Drill(plan, settings, places, steps, None if fits else compare)
         return drill.bring_back(order, built.expected(), expects)
 

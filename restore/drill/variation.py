@@ -20,6 +20,7 @@ from restore.without import NOTHING, Without
 
 _LARGER: Final = 1.1
 _SMALLER: Final = 0.8
+_OTHER_SECTOR: Final = {512: 4096, 4096: 512}
 _OTHER_BUS: Final = {
     Bus.VIRTIO: Bus.NVME,
     Bus.NVME: Bus.VIRTIO,
@@ -39,10 +40,15 @@ class Variation(StrEnum):
     LARGER = "larger"  # every disk has a tenth more
     SMALLER = "smaller"  # every disk has a fifth less: refused
     SHRUNK = "shrunk"  # every disk has a fifth less, and the order says to fit
+    OTHER_SECTORS = "other-sectors"  # of 4096 bytes instead of 512, or the other way; to be fitted
     STALE_DISK = "stale-disk"  # an old copy of a disk of this machine is attached, too
     ONE_DISK = "one-disk"  # only the first disk is there; the order leaves the others out
     REPOSITORY_DISK = "repository-disk"  # the repository lies on a disk of the same size
     POWER_CUTS = "power-cuts"  # the power fails again and again while the disks are written
+
+
+# The order says to fit.
+FITTED: Final = frozenset({Variation.SHRUNK, Variation.OTHER_SECTORS})
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +78,19 @@ class Expectation:
         )
 
 
+# Places and lengths of partitions and logical volumes, and the sizes of what is in them. resize2fs gives folders that
+# it moves a newer time, so that hashes over many entries differ; then each entry is compared. One
+# that has content has a second word: of files, every one is what it was.
+_FITTED_FACTS: Final = (
+    (r"partition_tables / [^/]+ / (lastlba|partitions / \d+ / (start|size))", r"\d+"),
+    (r"block_devices / [^ ]+ / (PART_ENTRY_(OFFSET|SIZE)|FSSIZE|FSLASTBLOCK)", r"\d+"),
+    (r"swaps / [^ ]+ / size", r"\d+"),
+    # A row has the sizes: the one as it was is missing, and another one is there.
+    (r"lvm / (pvs|vgs|lvs) / .+", rf"there|{re.escape(MISSING)}"),
+    (r"files / \S+ / hashes / .+", r"[0-9a-f]{16}"),
+    (r"file / \S+ / .+", r"[0-9a-f]{8}"),
+)
+
 AS_IT_WAS: Final = Expectation()
 _EXPECTATIONS: Final = {
     # The end of a GPT goes with the end of the disk.
@@ -87,18 +106,14 @@ _EXPECTATIONS: Final = {
         )
     ),
     Variation.SMALLER: Expectation(refusal=r"too small"),
-    # Places and lengths of partitions and logical volumes, and the sizes of what is in them. resize2fs gives folders that
-    # it moves a newer time, so that hashes over many entries differ; then each entry is compared. One
-    # that has content has a second word: of files, every one is what it was.
-    Variation.SHRUNK: Expectation(
+    Variation.SHRUNK: Expectation(may_differ=_FITTED_FACTS, same_tables=False),
+    # And what counts in sectors: the table, and FAT, with as many bits as its clusters need.
+    Variation.OTHER_SECTORS: Expectation(
         may_differ=(
-            (r"partition_tables / [^/]+ / (lastlba|partitions / \d+ / (start|size))", r"\d+"),
-            (r"block_devices / [^ ]+ / (PART_ENTRY_(OFFSET|SIZE)|FSSIZE|FSLASTBLOCK)", r"\d+"),
-            (r"swaps / [^ ]+ / size", r"\d+"),
-            # A row has the sizes: the one as it was is missing, and another one is there.
-            (r"lvm / (pvs|vgs|lvs) / .+", rf"there|{re.escape(MISSING)}"),
-            (r"files / \S+ / hashes / .+", r"[0-9a-f]{16}"),
-            (r"file / \S+ / .+", r"[0-9a-f]{8}"),
+            *_FITTED_FACTS,
+            (r"partition_tables / [^/]+ / (sectorsize|firstlba)", r"\d+"),
+            (r"block_devices / [^ ]+ / BLOCK_SIZE", "512|4096"),
+            (r"block_devices / [^ ]+ / VERSION", r"FAT(12|16|32)"),
         ),
         same_tables=False,
     ),
@@ -147,6 +162,8 @@ def vary(disks: Sequence[BlankDisk], variation: Variation) -> tuple[BlankDisk, .
             return tuple(replace(disk, size=_scaled(disk.size, _LARGER)) for disk in disks)
         case Variation.SMALLER | Variation.SHRUNK:
             return tuple(replace(disk, size=_scaled(disk.size, _SMALLER)) for disk in disks)
+        case Variation.OTHER_SECTORS:
+            return tuple(replace(disk, sector=_OTHER_SECTOR[disk.sector]) for disk in disks)
         case Variation.ONE_DISK:
             return tuple(disks[:1])
         case _:

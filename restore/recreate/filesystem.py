@@ -9,7 +9,6 @@ behind the new end goes to memory and is gone afterwards.
 
 import os
 import re
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -20,14 +19,15 @@ from imager import process
 from imager.blockdev import open_disk
 from imager.errors import ProgramError, TargetError, TargetTooSmall, VerificationFailed
 from imager.probe.filesystem import declared_size
-from imager.units import KIB, MIB, format_size
+from imager.units import MIB, format_size
 from restore import ext_superblock
 from restore.device import OpenTarget
 from restore.device_mapper import Segment, linear
 from restore.ext_superblock import ExtSuperblock
 from restore.fit_steps import GrowFilesystem, RemakeSwap, ShrinkFilesystem
 from restore.nbd_device import attached
-from restore.overlay import Overlay, Readable
+from restore.overlay import Overlay, Readable, most_kept
+from restore.recreate.mounted import mounted
 from restore.runs import Image
 from restore.saved_group import Joined
 from restore.saved_volume import SavedVolume
@@ -42,9 +42,6 @@ _BTRFS_COPIES: Final = {"single": 1, "DUP": 2}
 _BTRFS_LEAST: Final = 256 * MIB  # below, the kernel refuses
 # Of a btrfs superblock at 64 KiB: the number of the device it is on.
 _BTRFS_DEVICE_AT: Final = 0x100C9
-# Writes behind the new end: the journal's replay, and what is moved more than once.
-_LEAST_KEPT: Final = 64 * MIB
-_SHARE_KEPT: Final = 4  # of the memory that is free: this part
 
 _LARGER_DISK: Final = "Use a disk as large as the saved one. The image is untouched."
 _NEW_TIMES: Final = (
@@ -66,7 +63,7 @@ def check_shrinkable(step: ShrinkFilesystem, image: Image) -> None:
     """
     means = _MEANS[step.filesystem]
     what = f"the {step.filesystem} of {step.subject}"
-    whole = Overlay(_saved(step, image), _most_kept())
+    whole = Overlay(_saved(step, image), most_kept())
     with attached(whole, step.target.logical_sector) as (device, server):
         try:
             least = means.least(device, step.length)
@@ -105,7 +102,7 @@ def shrink(step: ShrinkFilesystem, image: Image, opened: OpenTarget) -> tuple[st
         NoRoom: more is written behind the new end than memory can hold.
     """
     means = _MEANS[step.filesystem]
-    rest = Overlay(_Rest(_saved(step, image), step.length), _most_kept())
+    rest = Overlay(_Rest(_saved(step, image), step.length), most_kept())
     with opened.lend() as device:
         front = _segments(step, device)
         with ExitStack() as stack:
@@ -185,11 +182,6 @@ class _Rest:
         return bytearray(before) + self._volume.read(offset + before, length - before)
 
 
-def _most_kept() -> int:
-    found = re.search(r"^MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
-    return max(int(found[1]) * KIB // _SHARE_KEPT if found else 0, _LEAST_KEPT)
-
-
 def _least_ext(device: Path, _wanted: int) -> int:
     process.run("e2fsck", "-fp", device, accept=_CORRECTED)
     with open_disk(device) as descriptor:
@@ -264,7 +256,7 @@ def _btrfs(device: Path) -> Iterator[tuple[str, Path]]:
     # attached as well, and this device will be gone.
     process.run("btrfs", "device", "scan", "--forget")
     try:
-        with _mounted("btrfs", device, "nodiscard,skip_balance") as place:
+        with mounted("btrfs", device, "nodiscard,skip_balance") as place:
             yield str(number), place
     finally:
         process.run("btrfs", "device", "scan", "--forget", device, accept=(0, 1))
@@ -279,7 +271,7 @@ def _least_xfs(device: Path, _wanted: int) -> int:
 
 
 def _resize_xfs(device: Path, _size: int | None) -> tuple[str, ...]:
-    with _mounted("xfs", device, "nouuid") as place:
+    with mounted("xfs", device, "nouuid") as place:
         process.run("xfs_growfs", "-d", place)
     return ()
 
@@ -312,16 +304,6 @@ _MEANS: Final[dict[str, _Means]] = {
     "ntfs": _Means(_least_ntfs, _resize_ntfs, _check_ntfs),
     "xfs": _Means(_least_xfs, _resize_xfs, _check_xfs),
 }
-
-
-@contextmanager
-def _mounted(kind: str, device: Path, options: str) -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="remetal-") as folder:
-        process.run("mount", "-t", kind, "-o", f"noatime,{options}", device, folder)
-        try:
-            yield Path(folder)
-        finally:
-            process.run("umount", folder)
 
 
 def _saved(step: ShrinkFilesystem, image: Image) -> Readable:

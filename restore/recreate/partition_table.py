@@ -50,7 +50,7 @@ def relocate_backup_gpt(opened: OpenTarget) -> None:
 
 
 def write_table(opened: OpenTarget, step: WriteTable) -> None:
-    """Write a table whose partitions have other places than the saved ones.
+    """Write a table whose partitions have other places than the saved ones, or other sectors.
 
     The boot area is on the target, with the saved table. sfdisk leaves the boot code in its first
     sector alone. Whether the protective partition of a GPT is marked active, without which some
@@ -63,6 +63,9 @@ def write_table(opened: OpenTarget, step: WriteTable) -> None:
     target = opened.target
     opened.flush()
     before = _first_sector(opened)
+    if step.old is not None:
+        opened.overwrite_with_zeros(step.old.offset, step.old.length)
+        opened.flush()
     process.run(
         "sfdisk",
         "--no-reread",
