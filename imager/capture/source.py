@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import socket
 import stat
 import struct
@@ -48,6 +49,7 @@ _BLKFLSBUF: Final = 0x1261  # <linux/fs.h>
 _FLOCK: Final = struct.Struct("hhqqi4x")
 _DAEMON: Final = "qemu-storage-daemon"
 _NOT_FOUND: Final = 127  # setpriv's exit code when there is no such program
+_DEVICE: Final = re.compile(r"/dev/([sv]d[a-z]+|nvme\d+n\d+|mmcblk\d+|xvd[a-z]+)")
 _START_TIMEOUT: Final = 30.0
 _STOP_TIMEOUT: Final = 30.0
 
@@ -161,22 +163,57 @@ def with_serials(sources: Sequence[ProbeSource], serials: Sequence[str]) -> tupl
         UsageError: not of this form, of a disk that is not captured, or of one that has its own.
     """
     known = list(sources)
-    places = {Path(source.origin).resolve(): number for number, source in enumerate(sources)}
-    for value in serials:
-        disk, _, serial = value.rpartition("=")
-        number = places.get(Path(disk).resolve())
-        if not disk or not serial:
-            raise UsageError(
-                f"--serial {value} is not of the form DISK=SERIAL",
-                hint="For example: --serial /var/lib/vm/web1.qcow2=WD-1234",
-            )
-        if number is None:
-            raise UsageError(f"--serial names {disk}, which is none of the captured disks")
-        if known[number].path.is_block_device() or known[number].identity.serial is not None:
+    for number, disk, serial in _of_files("--serial", "SERIAL", "WD-1234", sources, serials):
+        if known[number].identity.serial is not None:
             raise UsageError(f"--serial is for disk files, each once: {disk} has a serial number")
         identity = replace(known[number].identity, serial=serial)
         known[number] = replace(known[number], identity=identity)
     return tuple(known)
+
+
+def with_devices(sources: Sequence[ProbeSource], devices: Sequence[str]) -> tuple[ProbeSource, ...]:
+    """Return sources with disk files called what their machine calls these disks.
+
+    Where its files speak of a disk by such a name, a restore knows which one that is.
+
+    Args:
+        sources: that are open.
+        devices: each as DISK=DEVICE.
+
+    Raises:
+        UsageError: not of this form, of a disk that is not captured, or of one that is a device.
+    """
+    known = list(sources)
+    for number, disk, device in _of_files("--device", "DEVICE", "/dev/vda", sources, devices):
+        if not _DEVICE.fullmatch(device):
+            raise UsageError(
+                f"--device {disk}={device} names no whole disk as a kernel does",
+                hint="For example: /dev/sda, /dev/vda, /dev/nvme0n1",
+            )
+        if device in {each.origin for each in known}:
+            raise UsageError(f"--device names {disk} or {device} twice")
+        known[number] = replace(known[number], origin=device)
+    return tuple(known)
+
+
+def _of_files(
+    option: str, what: str, example: str, sources: Sequence[ProbeSource], values: Sequence[str]
+) -> Iterator[tuple[int, str, str]]:
+    """Yield, of each DISK=VALUE, the number of the source, which must be a file, and both words."""
+    places = {Path(source.origin).resolve(): number for number, source in enumerate(sources)}
+    for value in values:
+        disk, _, given = value.rpartition("=")
+        number = places.get(Path(disk).resolve())
+        if not disk or not given:
+            raise UsageError(
+                f"{option} {value} is not of the form DISK={what}",
+                hint=f"For example: {option} /var/lib/vm/web1.qcow2={example}",
+            )
+        if number is None:
+            raise UsageError(f"{option} names {disk}, which is none of the captured disks")
+        if sources[number].path.is_block_device():
+            raise UsageError(f"{option} is for disk files, and {disk} is a device")
+        yield number, disk, given
 
 
 def check_unwritten(marks: Iterable[WriteMark]) -> None:

@@ -12,7 +12,7 @@ from imager import politeness
 from imager.capture.capture import Captured
 from imager.capture.capture import capture as run_capture
 from imager.capture.planner import CapturePlan, plan
-from imager.capture.source import default_disks, open_sources, with_serials
+from imager.capture.source import default_disks, open_sources, with_devices, with_serials
 from imager.commands.repository_argument import repository_argument
 from imager.commands.secrets import credential_option, load_credential
 from imager.commands.stage_table import show_stages, stats_option
@@ -57,6 +57,15 @@ class _Level(click.ParamType[int | None]):
     help="Serial number that the machine reads of a disk file, which has none by itself: by it a "
     "restore tells equal disks apart. May be given more than once.",
 )
+@click.option(
+    "--device",
+    "devices",
+    multiple=True,
+    metavar="DISK=DEVICE",
+    help="What the machine calls a disk that is a file here, such as web1.qcow2=/dev/vda: where its "
+    "fstab, command line and such say so, a restore onto another bus corrects it. May be given more "
+    "than once.",
+)
 @click.option("--name", help="Name of the machine; by default this host's name.")
 @click.option(
     "--compression",
@@ -86,6 +95,7 @@ def capture(
     repo: Place,
     disks: tuple[Path, ...],
     serials: tuple[str, ...],
+    devices: tuple[str, ...],
     name: str | None,
     compression: int | None,
     polite: bool,
@@ -111,7 +121,7 @@ def capture(
     repository.credential_keys(held)
     chosen = disks or default_disks(repository.backend.folders)
     with open_sources(chosen) as sources:
-        named = with_serials(sources, serials)
+        named = with_devices(with_serials(sources, serials), devices)
         planned = plan(named, name or platform.node() or "machine", forensic=forensic)
         _show_plan(out, planned)
         if dry_run:

@@ -28,13 +28,14 @@ T = TypeVar("T")
 
 
 class FixtureDisk(msgspec.Struct, frozen=True):
-    """A disk of a fixture machine; pristine, to be copied."""
+    """A disk of a fixture machine; pristine, to be copied. Its own files call it `device`, or not."""
 
     path: Path
     size: int
     serial: str
     bus: Bus
     sector: int
+    device: str | None
 
     def blank(self) -> BlankDisk:
         """Return a blank disk like this one."""

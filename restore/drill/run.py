@@ -169,8 +169,7 @@ def drill_fixture(name: str, choices: Choices, settings: Settings) -> Result:
         with steps.step("copy its disks"):
             copies = fixture.copy_disks(built.disks, places.folder, "machine")
         store = choices.store or Store.of(Place(str(places.folder / "repository"), Access()))
-        serials = [disk.serial for disk in built.disks]
-        subject = _capture(name, copies, serials, store, places, steps, sheet)
+        subject = _capture(name, copies, built.disks, store, places, steps, sheet)
         scenario.check_firmware(subject.machine, firmware)
         for number, copy in enumerate(copies):
             with steps.step("destroy the machine" + f" (disk {number})" * bool(number)) as remark:
@@ -229,8 +228,8 @@ def _beside_repository(built: fixture.Fixture) -> BlankDisk:
 
 def _capture(
     name: str,
-    disks: Sequence[Path],
-    serials: Sequence[str],
+    copies: Sequence[Path],
+    disks: Sequence[fixture.FixtureDisk],
     store: Store,
     places: Places,
     steps: Steps,
@@ -245,9 +244,11 @@ def _capture(
         words = ("--keys-dir", keys, "--passphrase-file", phrase)
         made = fixture.remetal(fixture.Made, "init", *fixture.words(store.owner), *words)
     with steps.step("capture") as remark:
-        chosen: list[str | Path] = [word for disk in disks for word in ("--disk", disk)]
-        for disk, serial in zip(disks, serials, strict=True):
-            chosen += ["--serial", f"{disk}={serial}"]
+        chosen: list[str | Path] = [word for copy in copies for word in ("--disk", copy)]
+        for copy, disk in zip(copies, disks, strict=True):
+            chosen += ["--serial", f"{copy}={disk.serial}"]
+            if disk.device is not None:
+                chosen += ["--device", f"{copy}={disk.device}"]
         chosen += ["--name", name, "--credential", made.credential]
         captured = fixture.remetal(
             fixture.Captured, "capture", *fixture.words(store.machine), *chosen

@@ -36,6 +36,9 @@ class Variation(StrEnum):
     SAME = "same"
     OTHER_BUS = "other-bus"  # virtio becomes NVMe and so on: other kernel names, other drivers
     NEW_DRIVERS = "new-drivers"  # another bus, of which the initramfs has no drivers: it is rebuilt
+    NEW_NAMES = (
+        "new-names"  # another bus, and files of the machine name its disks as the old one did
+    )
     REVERSED = "reversed"  # disks are attached in reverse order
     LARGER = "larger"  # every disk has a tenth more
     SMALLER = "smaller"  # every disk has a fifth less: refused
@@ -103,6 +106,19 @@ _EXPECTATIONS: Final = {
             (r"bytes / [^/]+/p\d+", ".*"),
             (r"files / / / (bytes|files|hashes / (boot|etc))", ".*"),
             (r"file / / / (/boot|/boot/initrd\.img-\S+|/etc/initramfs-tools/modules)", ".*"),
+            # And its copy, where systemd-boot starts it.
+            (r"files / /boot/efi / (bytes|files|hashes / .+)", ".*"),
+            (r"file / /boot/efi / /[0-9a-f]{32}/\S+", ".*"),
+        )
+    ),
+    # What names disks, and how the kernel was told of its root; the folders of these files.
+    Variation.NEW_NAMES: Expectation(
+        may_differ=(
+            (r"bytes / [^/]+/p\d+", ".*"),
+            (r"command_line", r".*root=(PART)?UUID=.*"),
+            (r"files / / / (bytes|hashes / (boot|etc))", ".*"),
+            (r"file / / / (/etc|/etc/fstab|/boot/grub(/grub\.cfg)?)", ".*"),
+            (r"file / / / /etc/initramfs-tools/conf\.d(/resume)?", ".*"),
         )
     ),
     Variation.SMALLER: Expectation(refusal=r"too small"),
@@ -156,7 +172,7 @@ def vary(disks: Sequence[BlankDisk], variation: Variation) -> tuple[BlankDisk, .
         variation: what changes.
     """
     match variation:
-        case Variation.OTHER_BUS | Variation.NEW_DRIVERS:
+        case Variation.OTHER_BUS | Variation.NEW_DRIVERS | Variation.NEW_NAMES:
             return tuple(replace(disk, bus=_OTHER_BUS[disk.bus], wwn=None) for disk in disks)
         case Variation.LARGER:
             return tuple(replace(disk, size=_scaled(disk.size, _LARGER)) for disk in disks)

@@ -30,7 +30,6 @@ from restore.saved_volume import SavedVolume
 # <linux/msdos_fs.h>: FAT_IOCTL_GET_ATTRIBUTES and FAT_IOCTL_SET_ATTRIBUTES, of a __u32.
 _GET_ATTRIBUTES: Final = 0x80047210
 _SET_ATTRIBUTES: Final = 0x40047211
-_DIRECTORY: Final = 0x10
 
 # Clusters that decide how many bits each has ("FAT: General Overview of On-Disk Format", 1.03).
 _LEAST_32: Final = 65525
@@ -229,23 +228,25 @@ def _compare(old: Path, new: Path, step: RemakeFat) -> int:
         VerificationFailed: they are not the same.
     """
     before, after = (
-        {
-            path.relative_to(top): (_attributes(path), path.stat().st_mtime_ns, path.stat().st_size)
-            for path in top.rglob("*")
-        }
-        for top in (old, new)
+        {path.relative_to(top): _said(path) for path in top.rglob("*")} for top in (old, new)
     )
     wrong = sorted(
         path for path in before.keys() | after.keys() if before.get(path) != after.get(path)
     )
     wrong += [
         path
-        for path, (attributes, *_) in before.items()
-        if not wrong and not attributes & _DIRECTORY and not _same(old / path, new / path)
+        for path in before
+        if not wrong and (old / path).is_file() and not _same(old / path, new / path)
     ]
     if wrong:
         raise VerificationFailed(f"{step.volume}: {wrong[0]} is not what it was")
     return len(before)
+
+
+def _said(path: Path) -> tuple[int, int, int]:
+    """Return what a folder says of an entry: attributes, time, and of a file its bytes."""
+    found = path.stat()
+    return _attributes(path), found.st_mtime_ns, found.st_size if path.is_file() else 0
 
 
 def _same(one: Path, other: Path) -> bool:

@@ -27,7 +27,7 @@ import root
 import tree
 from imager.units import format_duration
 from machine_file import load
-from spec import Firmware, Machine, encode
+from spec import Firmware, Machine, Naming, encode
 
 MACHINES: Final = Path(__file__).parent.parent / "machines"
 
@@ -45,13 +45,17 @@ class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class BuiltDisk(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A disk of a built machine; the file is pristine, users boot copies."""
+    """A disk of a built machine; the file is pristine, users boot copies.
+
+    `device` is what the machine's own files call it; None where they don't.
+    """
 
     path: str
     size: int
     serial: str
     bus: str
     sector: int
+    device: str | None
 
 
 class Fixture(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -177,7 +181,14 @@ def _make(name: str, machine: Machine, directory: Path, cache: Path, say: Say) -
         firmware=machine.firmware.value,
         memory_mib=machine.memory_mib,
         disks=tuple(
-            BuiltDisk(image.name, int(each.size), each.serial, each.bus.value, each.sector)
+            BuiltDisk(
+                image.name,
+                int(each.size),
+                each.serial,
+                each.bus.value,
+                each.sector,
+                machine.device(each) if machine.boot.naming is Naming.KERNEL else None,
+            )
             for image, each in zip(images, machine.disk, strict=True)
         ),
         nvram=nvram.name if nvram else None,

@@ -18,6 +18,7 @@ from spec import (
     Firmware,
     Loader,
     Machine,
+    Naming,
     Partition,
     PartitionType,
     Size,
@@ -198,10 +199,26 @@ def _mount_problems(each: Filesystem) -> Iterator[str]:
         yield f"type: {each.type} has neither subvolumes nor a mirror of its own"
 
 
+def _naming_problems(machine: Machine) -> Iterator[str]:
+    if machine.boot.naming is not Naming.KERNEL:
+        return
+    plain = {f"{disk.name}/{part.name}" for disk in machine.disk for part in disk.partition}
+    for each in machine.filesystem:
+        if each.on not in plain:
+            yield f"boot.naming: {each.on} is no partition, and has a lasting name anyway"
+    if not any(each.type is FilesystemType.SWAP for each in machine.filesystem):
+        yield "boot.naming: without swap there is no resume device to name"
+
+
 def _boot_problems(machine: Machine) -> Iterator[str]:
-    loaders = {Firmware.BIOS: Loader.GRUB_PC, Firmware.UEFI: Loader.GRUB_EFI_SIGNED}
-    if machine.boot.loader is not loaders[machine.firmware]:
-        yield f"boot.loader: {machine.firmware} firmware starts {loaders[machine.firmware]}"
+    loaders = {
+        Firmware.BIOS: (Loader.GRUB_PC,),
+        Firmware.UEFI: (Loader.GRUB_EFI_SIGNED, Loader.SYSTEMD_BOOT),
+    }
+    if machine.boot.loader not in loaders[machine.firmware]:
+        names = " or ".join(loaders[machine.firmware])
+        yield f"boot.loader: {machine.firmware} firmware starts {names}"
+    yield from _naming_problems(machine)
     if machine.firmware is Firmware.UEFI:
         esp = [each for each in machine.filesystem if each.mountpoint == "/boot/efi"]
         if not esp or esp[0].type is not FilesystemType.VFAT:

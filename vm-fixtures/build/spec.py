@@ -6,10 +6,13 @@ container by its name, a logical volume as `GROUP/VOLUME`.
 
 from collections.abc import Iterator
 from enum import StrEnum
+from typing import Final
 
 import msgspec
 
 from restore.drill.vm_spec import Bus
+
+_DEVICES: Final = {Bus.VIRTIO: "vd", Bus.NVME: "nvme"}
 
 
 class Firmware(StrEnum):
@@ -24,6 +27,16 @@ class Loader(StrEnum):
 
     GRUB_PC = "grub-pc"  # GRUB in the MBR, and the gap behind it or a BIOS boot partition
     GRUB_EFI_SIGNED = "grub-efi-signed"  # shim and GRUB as Debian signs them, on the ESP
+    SYSTEMD_BOOT = (
+        "systemd-boot"  # with kernels and their initramfs on the ESP, as kernel-install has them
+    )
+
+
+class Naming(StrEnum):
+    """By what fstab, the resume device and the kernel's command line name disks."""
+
+    UUID = "uuid"
+    KERNEL = "kernel"  # /dev/vda1: what an old installer or a hasty person wrote
 
 
 class TableKind(StrEnum):
@@ -106,11 +119,13 @@ class Boot(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         loader: what the firmware starts.
-        options: for the kernel's command line, behind `root=UUID=… ro`.
+        options: for the kernel's command line, behind `root=… ro`.
+        naming: by what disks are named.
     """
 
     loader: Loader
     options: str = ""
+    naming: Naming = Naming.UUID
 
 
 class Layout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -356,7 +371,28 @@ class Machine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         for group in self.group:
             if root.on.startswith(f"{group.name}/"):
                 return f"/dev/mapper/{root.on.replace('/', '-')}"
-        return f"UUID={root.uuid}"
+        return self.source(root)
+
+    def source(self, filesystem: Filesystem) -> str:
+        """Return what fstab calls the device of a filesystem."""
+        if self.boot.naming is Naming.UUID:
+            return f"UUID={filesystem.uuid}"
+        for disk in self.disk:
+            for partition in disk.partition:
+                if filesystem.on == f"{disk.name}/{partition.name}":
+                    separator = "p" if disk.bus is Bus.NVME else ""
+                    return f"{self.device(disk)}{separator}{partition.number}"
+        raise KeyError(filesystem.on)
+
+    def device(self, disk: Disk) -> str:
+        """Return what the machine's kernel calls a disk."""
+        prefix = _DEVICES.get(disk.bus, "sd")
+        number = [each.name for each in self.disk if _DEVICES.get(each.bus, "sd") == prefix].index(
+            disk.name
+        )
+        return (
+            f"/dev/nvme{number}n1" if disk.bus is Bus.NVME else f"/dev/{prefix}{chr(97 + number)}"
+        )
 
     def at(self, mountpoint: str) -> Filesystem:
         """Return the filesystem that is mounted at `mountpoint`.

@@ -7,7 +7,7 @@ from typing import Final
 
 from imager import process
 from imager.errors import ConfigError
-from spec import Loader, Machine, encode
+from spec import FilesystemType, Loader, Machine, Naming, encode
 from template import render
 
 GUEST: Final = Path(__file__).parent / "guest"
@@ -42,7 +42,8 @@ def personalise(machine: Machine, tree: Path) -> None:
     _write(etc / "hosts", render("hosts", hostname=machine.hostname))
     _write(etc / "machine-id", machine.machine_id + "\n")
     _write(etc / "resolv.conf", "")
-    _write(etc / "fstab", render("fstab", filesystems=machine.filesystem))
+    sources = [(machine.source(each), each) for each in machine.filesystem]
+    _write(etc / "fstab", render("fstab", filesystems=sources))
     # On a busy host everything takes long, and a swap that came too late would be a difference.
     limits = "[Manager]\nDefaultTimeoutStartSec=15min\nDefaultDeviceTimeoutSec=15min\n"
     _write(etc / "systemd/system.conf.d/fixture.conf", limits)
@@ -51,6 +52,9 @@ def personalise(machine: Machine, tree: Path) -> None:
         if each.mountpoint is not None:
             (tree / each.mountpoint.lstrip("/")).mkdir(parents=True, exist_ok=True)
     _kernel(machine, tree)
+    if machine.boot.naming is Naming.KERNEL:
+        swaps = [source for source, each in sources if each.type is FilesystemType.SWAP]
+        _write(etc / "initramfs-tools/conf.d/resume", f"RESUME={swaps[0]}\n")
     if machine.is_layered:
         # No search for a swap that is not there yet; and no long compression where nothing helps.
         _write(etc / "initramfs-tools/conf.d/fixture", "RESUME=none\nCOMPRESSLEVEL=1\n")
@@ -61,10 +65,13 @@ def personalise(machine: Machine, tree: Path) -> None:
         # Here and not in the forge: that many small programs take minutes without help of a processor.
         words = ("update-initramfs", "-u", "-k", "all")
         process.run("unshare", "--fork", "--pid", "--mount-proc", f"--root={tree}", *words)
-    if machine.boot.loader is Loader.GRUB_PC:
-        shutil.copytree(tree / "usr/lib/grub/i386-pc", tree / "boot/grub/i386-pc")
-    else:
-        _signed_loaders(machine, tree)
+    match machine.boot.loader:
+        case Loader.GRUB_PC:
+            shutil.copytree(tree / "usr/lib/grub/i386-pc", tree / "boot/grub/i386-pc")
+        case Loader.GRUB_EFI_SIGNED:
+            _signed_loaders(machine, tree)
+        case Loader.SYSTEMD_BOOT:
+            _systemd_boot(machine, tree)
 
 
 def _write(path: Path, text: str) -> None:
@@ -104,14 +111,23 @@ def _keys(machine: Machine, tree: Path) -> None:
     key.chmod(0o400)
 
 
-def _kernel(machine: Machine, tree: Path) -> None:
+def _version(machine: Machine, tree: Path) -> str:
+    """Return the version of the kernel.
+
+    Raises:
+        ConfigError: there is none, or more than one.
+    """
     kernels = sorted((tree / "boot").glob("vmlinuz-*"))
     if len(kernels) != 1:
         raise ConfigError(
             f"{machine.hostname}: there are {len(kernels)} kernels in the Debian that was made",
             hint="Name exactly one linux-image-… package in system.packages.",
         )
-    version = kernels[0].name.removeprefix("vmlinuz-")
+    return kernels[0].name.removeprefix("vmlinuz-")
+
+
+def _kernel(machine: Machine, tree: Path) -> None:
+    version = _version(machine, tree)
     boot, folder = machine.boot_folder()
     text = render(
         "grub.cfg",
@@ -150,6 +166,34 @@ def _signed_loaders(machine: Machine, tree: Path) -> None:
     boot, folder = machine.boot_folder()
     early = render("early.cfg", boot_uuid=boot.uuid, folder=folder, on_esp=True)
     _write(efi / "debian/grub.cfg", early)
+
+
+def _systemd_boot(machine: Machine, tree: Path) -> None:
+    """Put systemd-boot on the ESP, with the kernel as kernel-install does it."""
+    version, esp = _version(machine, tree), tree / "boot/efi"
+    loader = tree / "usr/lib/systemd/boot/efi/systemd-bootx64.efi"
+    folder = Path(machine.machine_id) / version
+    files = {
+        "EFI/systemd/systemd-bootx64.efi": loader,
+        "EFI/BOOT/BOOTX64.EFI": loader,
+        str(folder / "linux"): tree / f"boot/vmlinuz-{version}",
+        str(folder / f"initrd.img-{version}"): tree / f"boot/initrd.img-{version}",
+    }
+    for name, source in files.items():
+        target = esp / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
+    options = f"root={machine.root_device()} ro {machine.boot.options}"
+    _write(tree / "etc/kernel/cmdline", options + "\n")
+    entry = render(
+        "loader-entry",
+        machine_id=machine.machine_id,
+        version=version,
+        folder=f"/{folder}",
+        options=options,
+    )
+    _write(esp / f"loader/entries/{machine.machine_id}-{version}.conf", entry)
+    _write(esp / "loader/loader.conf", f"timeout 0\ndefault {machine.machine_id}-*\n")
 
 
 def split(machine: Machine, tree: Path, parts: Path) -> dict[str, Path]:

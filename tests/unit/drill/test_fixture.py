@@ -44,7 +44,7 @@ def test_copies_are_equal_sparse_and_private(tmp_path: Path) -> None:
     with disk.open("wb") as file:
         file.write(b"data" * 1024)
         file.truncate(32 << 20)
-    given = fixture.FixtureDisk(disk, 32 << 20, "S1", fixture.Bus.VIRTIO, 512)
+    given = fixture.FixtureDisk(disk, 32 << 20, "S1", fixture.Bus.VIRTIO, 512, None)
     (tmp_path / "work").mkdir()
     [copy] = fixture.copy_disks([given], tmp_path / "work", "machine")
     assert copy.read_bytes() == disk.read_bytes()
@@ -69,7 +69,16 @@ def test_a_builder_s_description_is_read(tmp_path: Path, monkeypatch: pytest.Mon
         "uuid": "5b0e6c1a-93d7-4a52-8c1e-0f4a6d2b7e10",
         "firmware": "uefi",
         "memory_mib": 1024,
-        "disks": [{"path": "/d.img", "size": 1, "serial": "S", "bus": "nvme", "sector": 512}],
+        "disks": [
+            {
+                "path": "/d.img",
+                "size": 1,
+                "serial": "S",
+                "bus": "nvme",
+                "sector": 512,
+                "device": "/dev/nvme0n1",
+            }
+        ],
         "facts": str(tmp_path / "facts.json"),
         "manifest": str(tmp_path / "manifest.json"),
         "steps": [{"name": "debian", "seconds": 1.5}],
@@ -82,6 +91,7 @@ def test_a_builder_s_description_is_read(tmp_path: Path, monkeypatch: pytest.Mon
     built = fixture.build("ward", lambda _: None)
     assert built.disks[0].path == Path("/d.img")
     assert built.disks[0].bus is fixture.Bus.NVME
+    assert built.disks[0].device == "/dev/nvme0n1"
     assert built.expected().facts == {"hostname": "ward"}
 
 

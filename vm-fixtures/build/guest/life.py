@@ -18,6 +18,8 @@ from pathlib import Path
 HERE = Path(__file__).parent
 STATE = Path("/var/lib/fixture")
 ESP = Path("/boot/efi")
+SHIM = ("debian", r"\EFI\debian\shimx64.efi")
+SYSTEMD_BOOT = ("Linux Boot Manager", r"\EFI\systemd\systemd-bootx64.efi")
 LIVING = Path("/run/fixture-living")  # tells the facts service to wait for the next boot
 PEOPLE = ("anna", "boris", "chiara")
 LARGEST = 4 << 20
@@ -257,7 +259,9 @@ class Life:
 
 
 def boot_entry() -> None:
-    """Tell the UEFI firmware to start Debian's shim, as an installer does; from each disk it is on."""
+    """Tell the UEFI firmware what to start, as an installer does; from each disk it is on."""
+    is_shim = (ESP / "EFI/debian").is_dir()
+    label, loader = SHIM if is_shim else SYSTEMD_BOOT
     source = next(
         line.split()[0]
         for line in Path("/proc/self/mounts").read_text().splitlines()
@@ -270,7 +274,7 @@ def boot_entry() -> None:
             *("/usr/bin/efibootmgr", "--quiet", "--create"),
             *("--disk", Path("/dev") / partition.resolve().parent.name),
             *("--part", (partition / "partition").read_text().strip()),
-            *("--label", "debian", "--loader", r"\EFI\debian\shimx64.efi"),
+            *("--label", label, "--loader", loader),
         )
 
 

@@ -1,4 +1,4 @@
-"""Serial numbers of disk files, which a person knows and the file does not."""
+"""Serial numbers and names of disk files, which a person knows and the file does not."""
 
 import os
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from disk_files import noise
 
-from imager.capture.source import open_sources, with_serials
+from imager.capture.source import open_sources, with_devices, with_serials
 from imager.errors import UsageError
 from imager.units import MIB
 
@@ -25,6 +25,9 @@ def test_each_gets_its_own(disks: tuple[Path, Path]) -> None:
         named = with_serials(sources, [f"{other}=S 2", f"{os.path.relpath(one)}=S1"])
         assert [source.identity.serial for source in named] == ["S1", "S 2"]
         assert with_serials(sources, []) == sources
+        called = with_devices(named, [f"{other}=/dev/nvme0n1"])
+        assert [source.origin for source in called] == [str(one), "/dev/nvme0n1"]
+        assert [source.path for source in called] == [source.path for source in sources]
 
 
 @pytest.mark.parametrize(
@@ -42,3 +45,20 @@ def test_what_makes_no_sense_is_refused(
 ) -> None:
     with open_sources(disks) as sources, pytest.raises(UsageError, match=message):
         with_serials(sources, [word.format(one=disks[0]) for word in words])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["{one}"], "not of the form"),
+        (["{one}=/dev/vda1"], "no whole disk"),
+        (["{one}=vda"], "no whole disk"),
+        (["{one}x=/dev/vda"], "none of the captured"),
+        (["{one}=/dev/vda", "{other}=/dev/vda"], "twice"),
+    ],
+)
+def test_names_that_make_no_sense_are_refused(
+    disks: tuple[Path, Path], words: list[str], message: str
+) -> None:
+    with open_sources(disks) as sources, pytest.raises(UsageError, match=message):
+        with_devices(sources, [word.format(one=disks[0], other=disks[1]) for word in words])
