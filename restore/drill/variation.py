@@ -130,6 +130,7 @@ _EXPECTATIONS: Final = {
             (r"partition_tables / [^/]+ / (sectorsize|firstlba)", r"\d+"),
             (r"block_devices / [^ ]+ / BLOCK_SIZE", "512|4096"),
             (r"block_devices / [^ ]+ / VERSION", r"FAT(12|16|32)"),
+            (r"block_devices / [^ ]+ / SEC_TYPE", rf"msdos|{re.escape(MISSING)}"),
         ),
         same_tables=False,
     ),
