@@ -11,11 +11,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from imager.units import MIB
 from restore.bootrepair.disk_names import DiskNames
+from restore.bootrepair.settings import COMMENTS, LARGEST, files_below, without_comments
 from restore.bootrepair.systems import inside
-
-LARGEST: Final = MIB  # of a file of settings
 
 _FSTAB: Final = re.compile(r"^[ \t]*(?P<name>/dev/[^\s#]+)(?=[ \t])", re.MULTILINE)
 _CRYPTTAB: Final = re.compile(r"^[ \t]*[^\s#]+[ \t]+(?P<name>/dev/\S+)", re.MULTILINE)
@@ -29,8 +27,7 @@ _KERNEL: Final = re.compile(
 _DEVICE: Final = re.compile(r"^[ \t]*DEVICE[ \t]+(?P<words>.*)$", re.MULTILINE | re.IGNORECASE)
 _DEVICES: Final = re.compile(r"[ \t]+devices=(?P<names>\S+)", re.IGNORECASE)
 _ALL_DEVICES: Final = "DEVICE partitions containers"
-_COMMENTS: Final = ("#", ";")
-_HINTS: Final = ("lvm/archive", "lvm/backup")  # where LVM notes names that nobody goes by
+_HINTS: Final = ("/etc/lvm/archive", "/etc/lvm/backup")  # where LVM notes names that nobody goes by
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,18 +115,13 @@ def mentions(root: Path, marks: Iterable[str]) -> Iterator[tuple[PurePosixPath, 
         else re.compile(re.escape(mark), re.IGNORECASE)
         for mark in marks
     }
-    top = inside(root, "etc")
-    for path in sorted(top.rglob("*")):
-        if path.is_symlink() or not path.is_file() or path.stat().st_size > LARGEST:
+    for path, file in files_below(root, "etc"):
+        if any(path.is_relative_to(folder) for folder in _HINTS):
             continue
-        place = path.relative_to(top)
-        if any(place.is_relative_to(folder) for folder in _HINTS):
-            continue
-        lines = path.read_text("latin-1").splitlines()
-        text = "\n".join(line for line in lines if not line.lstrip().startswith(_COMMENTS))
+        text = without_comments(file.read_text("latin-1"))
         for mark, word in words.items():
             if word.search(text):
-                yield PurePosixPath("/etc", place), mark
+                yield path, mark
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +187,7 @@ def _named(
 
 def _is_comment(text: str, at: int) -> bool:
     line = text[text.rfind("\n", 0, at) + 1 : at]
-    return line.lstrip().startswith(_COMMENTS)
+    return line.lstrip().startswith(COMMENTS)
 
 
 def _by_path(lasting: str) -> str:
@@ -229,7 +221,7 @@ def _in_mdadm(text: str, names: DiskNames, _: bool) -> Change:
         return line[: match.start()] + line[match.end() :]
 
     lines = (
-        line if line.lstrip().startswith(_COMMENTS) else without_devices(line)
+        line if line.lstrip().startswith(COMMENTS) else without_devices(line)
         for line in _DEVICE.sub(every_device, text).splitlines(keepends=True)
     )
     return Change("".join(lines), tuple(done), tuple(left))

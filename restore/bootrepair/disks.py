@@ -10,7 +10,7 @@ from restore.bootrepair.devices import Devices
 from restore.bootrepair.disk_files import Edit, find_edits, mentions
 from restore.bootrepair.disk_names import DiskNames
 from restore.bootrepair.kernels import find_initramfs, kernels
-from restore.bootrepair.network_files import replace_file
+from restore.bootrepair.settings import replace_file
 from restore.bootrepair.systems import MOUNTS, System
 
 # Mount points without which a look would lead astray, and others where names may be.

@@ -26,10 +26,9 @@ from restore.bootrepair.network_files import (
     Edit,
     configured_names,
     find_edits,
-    make_file,
     mentions,
-    replace_file,
 )
+from restore.bootrepair.settings import make_file, replace_file
 from restore.bootrepair.systems import MOUNTS, System, inside
 from restore.cards import CardMatch
 

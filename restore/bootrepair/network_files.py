@@ -6,16 +6,13 @@ address is given to a card (`cloned-mac-address=`, `MACADDR=`, `[Link] MACAddres
 file) it is left alone.
 """
 
-import os
 import re
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from imager.units import MIB
+from restore.bootrepair.settings import LARGEST, files_below, without_comments
 from restore.bootrepair.systems import inside
 
 RULES: Final = PurePosixPath("/etc/udev/rules.d")
@@ -27,7 +24,6 @@ _WORD: Final = re.compile(
     r"|[0-9A-Fa-f]{4}\.[0-9A-Fa-f]{4}\.[0-9A-Fa-f]{4})"
     r"(?![0-9A-Za-z:.-])"
 )
-_LARGEST: Final = MIB  # of a file of settings
 _UDEV_ADDRESS: Final = re.compile(r'(?:ATTRS?|SYSFS)\{address\}\s*==\s*"[^"]*"')
 _FLOW_MATCH: Final = re.compile(r"""\bmatch["']?\s*:\s*\{[^}]*?\bmacaddress["']?\s*:[^,}]*""")
 _YAML_KEY: Final = re.compile(r"""(\s*(?:-\s+)?)["']?([\w./*-]+)["']?\s*:""")
@@ -100,13 +96,10 @@ def mentions(root: Path, addresses: Iterable[str]) -> Iterator[tuple[PurePosixPa
         for address in addresses
         for form in (address, address.replace(":", "-"))
     }
-    top = inside(root, "etc")
-    for path in sorted(top.rglob("*")):
-        if path.is_symlink() or not path.is_file() or path.stat().st_size > _LARGEST:
-            continue
-        content = path.read_bytes().lower()
+    for path, file in files_below(root, "etc"):
+        content = file.read_bytes().lower()
         for address in dict.fromkeys(found for form, found in forms.items() if form in content):
-            yield PurePosixPath("/etc") / path.relative_to(top), address
+            yield path, address
 
 
 def configured_names(root: Path, names: Iterable[str]) -> frozenset[str]:
@@ -116,41 +109,11 @@ def configured_names(root: Path, names: Iterable[str]) -> frozenset[str]:
     }
     found: set[str] = set()
     for folder in _NETWORK:
-        for path in sorted(inside(root, folder).rglob("*")):
-            if path.is_symlink() or not path.is_file() or path.stat().st_size > _LARGEST:
-                continue
-            lines = path.read_text("latin-1").splitlines()
-            text = "\n".join(line for line in lines if not line.lstrip().startswith(("#", ";")))
+        for path, file in files_below(root, folder):
+            text = without_comments(file.read_text("latin-1"))
             found |= {name for name, word in words.items() if word.search(text)}
             found |= {path.name.removeprefix("ifcfg-")} & set(words)
     return frozenset(found)
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """Give a file another content, all or nothing; owner, mode and extended attributes stay.
-
-    Raises:
-        OSError: it could not be done; the file is as it was, and nothing is left beside it.
-    """
-    status = path.stat()
-    attributes = {name: os.getxattr(path, name) for name in os.listxattr(path)}
-    _put(path, data, (status.st_uid, status.st_gid), status.st_mode & 0o7777, attributes)
-
-
-def make_file(path: Path, data: bytes) -> None:
-    """Make a file of root's that all may read, with its folders.
-
-    It gets the security label of its folder, which a system that enforces labels would have given
-    it: this kernel may know none of its policy.
-
-    Raises:
-        OSError: it could not be done; nothing is left.
-    """
-    for folder in reversed([folder for folder in path.parents if not folder.exists()]):
-        folder.mkdir(mode=0o755)
-        for name, value in _label(folder.parent).items():
-            os.setxattr(folder, name, value)
-    _put(path, data, (0, 0), 0o644, _label(path.parent))
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +130,7 @@ def _files(root: Path, kind: _Kind) -> Iterator[PurePosixPath]:
         for found in sorted(folder.glob(pattern)):
             path = kind.folder / found.relative_to(folder)
             real = inside(root, path)
-            if real.is_file() and real.stat().st_size <= _LARGEST:
+            if real.is_file() and real.stat().st_size <= LARGEST:
                 yield path
 
 
@@ -289,37 +252,3 @@ _KINDS: Final = (
     _Kind(PurePosixPath("/etc/sysconfig/network"), ("ifcfg-*",), _in_assignment),
     _Kind(PurePosixPath("/etc/network"), ("interfaces", "interfaces.d/*"), _in_interfaces),
 )
-
-
-def _label(folder: Path) -> dict[str, bytes]:
-    with suppress(OSError):
-        return {"security.selinux": os.getxattr(folder, "security.selinux")}
-    return {}
-
-
-def _put(
-    path: Path,
-    data: bytes,
-    owner: tuple[int, int],
-    mode: int,
-    attributes: Mapping[str, bytes],
-) -> None:
-    descriptor, name = tempfile.mkstemp(prefix=".remetal-", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            os.fchown(descriptor, *owner)
-            os.fchmod(descriptor, mode)
-            for attribute, value in attributes.items():
-                os.setxattr(descriptor, attribute, value)
-            file.flush()
-            os.fsync(descriptor)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -12,7 +12,8 @@ from imager.layout.network import NetworkCard
 from restore.boot_steps import MapCards
 from restore.bootrepair import network
 from restore.bootrepair.network import change, examine, is_named_early, names_cards
-from restore.bootrepair.network_files import configured_names, find_edits, make_file, replace_file
+from restore.bootrepair.network_files import configured_names, find_edits
+from restore.bootrepair.settings import make_file, replace_file
 from restore.cards import free_cards, match_cards
 
 OLD, NEW = "52:54:00:ab:cd:01", "02:fc:0a:0b:0c:1d"
