@@ -53,8 +53,8 @@ from restore.drill.vm_spec import Accelerator, Firmware
     show_default=True,
     help="In what the machine that a fixture comes back on differs: other controllers, disks in "
     "reverse order, larger or smaller ones (which must be refused, or, as `shrunk`, take the fitted "
-    "machine), ones with other sectors, an old disk left plugged in, the first disk alone, the repository on a disk of the "
-    "same size, power cuts. May be given more than once.",
+    "machine), ones with other sectors, an old disk left plugged in, the first disk alone, the "
+    "repository on a disk of the same size, power cuts. May be given more than once.",
 )
 @click.option(
     "--matrix",

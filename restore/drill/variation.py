@@ -36,9 +36,7 @@ class Variation(StrEnum):
     SAME = "same"
     OTHER_BUS = "other-bus"  # virtio becomes NVMe and so on: other kernel names, other drivers
     NEW_DRIVERS = "new-drivers"  # another bus, of which the initramfs has no drivers: it is rebuilt
-    NEW_NAMES = (
-        "new-names"  # another bus, and files of the machine name its disks as the old one did
-    )
+    NEW_NAMES = "new-names"  # another bus, where the machine's files name its disks as before
     REVERSED = "reversed"  # disks are attached in reverse order
     LARGER = "larger"  # every disk has a tenth more
     SMALLER = "smaller"  # every disk has a fifth less: refused
@@ -81,9 +79,9 @@ class Expectation:
         )
 
 
-# Places and lengths of partitions and logical volumes, and the sizes of what is in them. resize2fs gives folders that
-# it moves a newer time, so that hashes over many entries differ; then each entry is compared. One
-# that has content has a second word: of files, every one is what it was.
+# Places and lengths of partitions and logical volumes, and the sizes of what is in them. resize2fs
+# gives folders that it moves a newer time, so that hashes over many entries differ; then each entry
+# is compared. One that has content has a second word: of files, every one is what it was.
 _FITTED_FACTS: Final = (
     (r"partition_tables / [^/]+ / (lastlba|partitions / \d+ / (start|size))", r"\d+"),
     (r"block_devices / [^ ]+ / (PART_ENTRY_(OFFSET|SIZE)|FSSIZE|FSLASTBLOCK)", r"\d+"),
