@@ -22,6 +22,8 @@ _EFI: Final = Path("/sys/firmware/efi")
 _GLOBAL: Final = "8be4df61-93ca-11d2-aa0d-00e098032b8c"  # EFI_GLOBAL_VARIABLE
 _ENTRY: Final = re.compile(rf"Boot([0-9A-F]{{4}})-{_GLOBAL}")
 _ATTRIBUTES: Final = 4  # bytes that efivarfs puts before each variable
+# What those call their entries who don't name them after their directory.
+_TITLES: Final = {"systemd": "Linux Boot Manager", "microsoft": "Windows Boot Manager"}
 _TIMEOUT: Final = 60.0  # seconds; firmware may take its time to write its flash memory
 
 
@@ -88,7 +90,7 @@ def set_boot_entries(step: SetBootEntries, efi: Path = _EFI) -> tuple[str, ...]:
     """
     notes: list[str] = []
     try:
-        wanted = step.entries or tuple(_find_entries(step))
+        wanted = step.entries or tuple(find_entries(step))
         if not wanted:
             return ("no loader found below \\EFI: no boot entry was made",)
         changes = decide(_read_entries(efi), wanted)
@@ -118,10 +120,16 @@ def set_boot_entries(step: SetBootEntries, efi: Path = _EFI) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _find_entries(step: SetBootEntries) -> Iterator[BootEntry]:
+def find_entries(step: SetBootEntries) -> Iterator[BootEntry]:
+    """Yield an entry for each loader on the partitions, called as its installer calls it.
+
+    Raises:
+        ProgramError: a partition holds no FAT that can be read.
+    """
     for esp in step.esps:
         for loader in find_loaders(list_files(esp), loader_names(step.architecture)):
-            yield BootEntry(loader.vendor, esp.uuid, str(loader.path))
+            title = _TITLES.get(loader.vendor.lower(), loader.vendor)
+            yield BootEntry(title, esp.uuid, str(loader.path))
 
 
 def _create(entry: BootEntry, esps: Sequence[Esp]) -> None:

@@ -106,7 +106,7 @@ _EXPECTATIONS: Final = {
             (r"file / / / (/boot|/boot/initrd\.img-\S+|/etc/initramfs-tools/modules)", ".*"),
             # And its copy, where systemd-boot starts it.
             (r"files / /boot/efi / (bytes|files|hashes / .+)", ".*"),
-            (r"file / /boot/efi / /[0-9a-f]{32}/\S+", ".*"),
+            (r"file / /boot/efi / /boot/efi/[0-9a-f]{32}/\S+", ".*"),
         )
     ),
     # What names disks, and how the kernel was told of its root; the folders of these files.

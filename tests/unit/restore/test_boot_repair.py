@@ -74,6 +74,21 @@ def test_the_best_loader_of_each_directory(partition: Esp) -> None:
     ]
 
 
+def test_entries_have_the_names_that_installers_give(partition: Esp) -> None:
+    put(
+        partition,
+        "\\EFI\\debian\\shimx64.efi",
+        "\\EFI\\Microsoft\\Boot\\bootmgfw.efi",
+        "\\EFI\\systemd\\systemd-bootx64.efi",
+    )
+    found = efi.find_entries(SetBootEntries((), (partition,), "x86_64"))
+    assert [(entry.label, entry.loader) for entry in found] == [
+        ("debian", "\\EFI\\debian\\shimx64.efi"),
+        ("Windows Boot Manager", "\\EFI\\Microsoft\\Boot\\bootmgfw.efi"),
+        ("Linux Boot Manager", "\\EFI\\systemd\\systemd-bootx64.efi"),
+    ]
+
+
 def test_shim_comes_to_the_fallback_path_with_what_it_starts(partition: Esp) -> None:
     put(
         partition,
