@@ -19,6 +19,7 @@ from typing import Any, Final
 from imager.errors import RemetalError, TargetError, VerificationFailed
 from imager.stages import Stages
 from restore import journal
+from restore.announcements import announcement, question
 from restore.boot_steps import (
     EnsureFallbackLoader,
     LogToEsp,
@@ -42,13 +43,14 @@ from restore.fit_steps import (
     GrowFilesystem,
     RemakeFat,
     RemakeSwap,
+    RemakeXfs,
     ShrinkFilesystem,
     WriteGroup,
     WriteTable,
 )
 from restore.journal import Journal
 from restore.plan import Plan
-from restore.recreate import fat, filesystem
+from restore.recreate import fat, filesystem, xfs
 from restore.recreate.boot_sector import correct_boot_sector
 from restore.recreate.lvm import write_group
 from restore.recreate.mdraid import keep_members, relocate_superblock
@@ -99,6 +101,8 @@ class Outcome:
 
 
 Record = Callable[[Outcome], None]
+Announce = Callable[[str | None], None]
+"""Takes what begins, in words; None where there is nothing to say."""
 Measure = Callable[[str, Stages], None]
 """Takes what a pass over the content was, and what its stages took."""
 
@@ -106,6 +110,10 @@ _GO_ON: Final = "What is written so far stays: the same restore, started again, 
 
 # After these the restored filesystems are touched by other programs, which lock the disk themselves.
 _BOOT_STEPS = (MapDisks, MapCards, RepairInitramfs, EnsureFallbackLoader, SetBootEntries, LogToEsp)
+
+
+def _silent(_: str | None) -> None:
+    """Say nothing."""
 
 
 def execute(
@@ -116,6 +124,7 @@ def execute(
     record: Record,
     measure: Measure,
     log: Callable[[], str],
+    announce: Announce = _silent,
 ) -> None:
     """Do what the plan says.
 
@@ -129,6 +138,7 @@ def execute(
             few MiB, don't count.
         log: returns the finished log, for a plan that leaves it on the restored machine as its
             last step.
+        announce: told what begins that may take long and moves no bytes that are counted.
 
     Raises:
         WriteFailed, VerificationFailed: with target and place.
@@ -139,7 +149,7 @@ def execute(
     """
     disk_steps = [step for step in plan.steps if not isinstance(step, _BOOT_STEPS)]
     boot_steps = [step for step in plan.steps if isinstance(step, _BOOT_STEPS)]
-    _check_possible(disk_steps, image, record)
+    _check_possible(disk_steps, image, record, announce)
     made: list[Target] = []
     run: _Run | None = None
     try:
@@ -150,7 +160,7 @@ def execute(
                     make_file(target)
                     made.append(target)
                 opened[target] = stack.enter_context(OpenTarget(target))
-            run = _Run(image, opened, advance, record, measure)
+            run = _Run(image, opened, advance, record, measure, announce)
             for _, group in groupby(disk_steps, _same_pass):
                 run.group(tuple(group))
     except BaseException as error:
@@ -165,14 +175,18 @@ def execute(
     settle()
     for step in boot_steps:
         started = time.monotonic()
+        announce(announcement(step))
         notes, subject = _run_boot_step(step, log)
         record(Outcome(step.name, subject, time.monotonic() - started, notes=notes))
 
 
-def _check_possible(steps: Sequence[Step], image: Image, record: Record) -> None:
+def _check_possible(
+    steps: Sequence[Step], image: Image, record: Record, announce: Announce
+) -> None:
     """Find out, before anything is written, whether filesystems can become what they shall."""
     for step in steps:
         started = time.monotonic()
+        announce(question(step))
         match step:
             case ShrinkFilesystem():
                 filesystem.check_shrinkable(step, image)
@@ -180,6 +194,9 @@ def _check_possible(steps: Sequence[Step], image: Image, record: Record) -> None
             case RemakeFat():
                 fat.check_remakable(step, image)
                 record(Outcome("check-remake", step.volume, time.monotonic() - started))
+            case RemakeXfs():
+                xfs.check_remakable(step, image)
+                record(Outcome("check-remake", step.subject, time.monotonic() - started))
             case _:
                 pass
 
@@ -202,6 +219,7 @@ class _Run:
         advance: as `execute` says; so are the next two.
         record: takes outcomes.
         measure: takes what stages took.
+        announce: takes what begins.
     """
 
     def __init__(
@@ -211,7 +229,9 @@ class _Run:
         advance: Advance,
         record: Record,
         measure: Measure,
+        announce: Announce,
     ) -> None:
+        self._announce = announce
         self._image = image
         self._opened = opened
         self._advance = advance
@@ -242,6 +262,7 @@ class _Run:
         else:
             for step in group:
                 started = time.monotonic()
+                self._announce(announcement(step))
                 subject, count, notes = self._disk_step(step)
                 self._record(Outcome(step.name, subject, time.monotonic() - started, count, notes))
 
@@ -336,6 +357,7 @@ class _Run:
                 ShrinkFilesystem()
                 | RemakeSwap()
                 | RemakeFat()
+                | RemakeXfs()
                 | CorrectBootSector()
                 | GrowFilesystem()
                 | WriteGroup()
@@ -372,6 +394,7 @@ class _Run:
         step: ShrinkFilesystem
         | RemakeSwap
         | RemakeFat
+        | RemakeXfs
         | CorrectBootSector
         | GrowFilesystem
         | WriteGroup,
@@ -391,7 +414,7 @@ class _Run:
                 return step.subject, 0, self._change_content(step)
 
     def _change_content(
-        self, step: ShrinkFilesystem | RemakeSwap | RemakeFat | CorrectBootSector
+        self, step: ShrinkFilesystem | RemakeSwap | RemakeFat | RemakeXfs | CorrectBootSector
     ) -> tuple[str, ...]:
         """Change what was written; from then on no note of it holds."""
         if self._journal is not None:
@@ -405,6 +428,8 @@ class _Run:
                 return filesystem.remake_swap(step, opened)
             case RemakeFat():
                 return fat.remake(step, self._image, opened)
+            case RemakeXfs():
+                return xfs.remake(step, self._image, opened, self._announce)
             case CorrectBootSector():
                 return correct_boot_sector(step, opened)
 

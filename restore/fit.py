@@ -6,13 +6,13 @@ chosen by itself: `--fit` and `--grow` ask for it.
 On a smaller disk the first partition stays where it is, with all that lies before it: tables, boot
 code, BIOS boot partitions. The others close up, each at a place as round as its old one, up to 1 MiB.
 If that does not do, swap areas give what they have above a least, the largest first, then
-filesystems, the one with the most room first, each only what is missing. A physical volume of LVM
-counts as one, if its group can be laid out anew (`restore.linear_group`). Nothing else shrinks: what
-has no program for it (XFS, FAT), and what carries other layers (members of md, LUKS, other physical
-volumes), moves at most. On a larger disk one partition grows, and those behind it move up.
+filesystems, the one with the most room first, each only what is missing; XFS, which no program
+shrinks, by being made anew. A physical volume of LVM counts as one, if its group can be laid out anew
+(`restore.linear_group`). Nothing else shrinks: what has no program for it (FAT), and what carries
+other layers (members of md, LUKS, other physical volumes), moves at most. On a larger disk one partition grows, and those behind it move up.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Final
@@ -27,8 +27,9 @@ from restore.target import Place
 
 SWAP: Final = "swap"
 PHYSICAL: Final = "LVM2_member"
+XFS: Final = "xfs"
 SHRINKS: Final = frozenset({"ext2", "ext3", "ext4", "btrfs", "ntfs"})
-GROWS: Final = SHRINKS | {"xfs"}
+GROWS: Final = SHRINKS | {XFS}
 
 _LARGEST_UNIT: Final = MIB
 # The boot record of a logical partition lies that much before it: sfdisk puts it there.
@@ -38,7 +39,6 @@ _WHOLE_UNIT: Final = 64 * KIB  # no block of a filesystem is larger
 # Boot code counts sectors to what lies in it, from the start of the disk.
 _BIOS_BOOT: Final = "21686148-6449-6E6F-744E-656564454649"
 _RIGID: Final = {
-    "xfs": "XFS can't be made smaller",
     "vfat": "no program makes FAT smaller and keeps its files",
     "exfat": "exFAT can't be made smaller",
     "crypto_LUKS": "what is encrypted is kept whole",
@@ -64,7 +64,8 @@ class Fitted:
         dropped: ids of the gaps that are left out.
         has_new_table: the saved table does not describe this disk.
         groups: of LVM, on physical volumes that come with another length.
-        remade: ids of volumes that are made anew, file by file (`restore.sector_size`).
+        remade: ids of volumes that are made anew, file by file: XFS that gets smaller, and what
+            counts in sectors of another size (`restore.sector_size`).
     """
 
     disk: Disk
@@ -100,7 +101,7 @@ class _Bounds:
         """Return why a volume can't shrink; None if it can."""
         kind = _kind(volume)
         layer = _layer_reason(volume, self.layers)
-        if layer is not None or kind in SHRINKS | {SWAP}:
+        if layer is not None or kind in SHRINKS | {SWAP, XFS}:
             return layer
         if kind == PHYSICAL:
             return self.rigid(volume)
@@ -351,8 +352,11 @@ def _whole(disk: Disk, length: int, size: int) -> Fitted:
     (volume,) = disk.volumes
     placed = replace(volume, length=length)
     identity = replace(disk.identity, size=size)
+    places = tuple(_places([volume], [placed]))
     return Fitted(
-        replace(disk, identity=identity, volumes=(placed,)), tuple(_places([volume], [placed]))
+        replace(disk, identity=identity, volumes=(placed,)),
+        places,
+        remade=tuple(_remade([volume], places)),
     )
 
 
@@ -403,7 +407,13 @@ def _placed(
         places=places,
         dropped=tuple(dropped),
         has_new_table=bool(places) or (is_gpt and size < disk.identity.size),
+        remade=tuple(_remade(parts, places)),
     )
+
+
+def _remade(saved: Iterable[Volume], places: Iterable[Place]) -> Iterator[str]:
+    shrunk = {place.volume for place in places if place.length < place.saved_length}
+    yield from (each.id for each in saved if each.id in shrunk and _kind(each) == XFS)
 
 
 def _table(disk: Disk, placed: Iterable[Volume]) -> PartitionTable:

@@ -22,6 +22,7 @@ from restore.fit_steps import (
     GrowFilesystem,
     RemakeFat,
     RemakeSwap,
+    RemakeXfs,
     ShrinkFilesystem,
     WriteTable,
 )
@@ -245,12 +246,14 @@ class FittedDisk:
         saved: the disk.
         fitted: how it comes.
         target: on what.
+        compares: what is made anew is compared, too.
     """
 
     image: Image
     saved: Disk
     fitted: Fitted
     target: Target
+    compares: bool = False
 
     def pieces(self, volume: str) -> tuple[Piece, ...] | None:
         """Return what is written of a volume that does not come in one piece, if of it anything."""
@@ -352,7 +355,7 @@ class FittedDisk:
         for group in self._groups():
             yield from group.after_table()
         for place, volume in self._placed():
-            if self.fitted.group_in(place.volume):
+            if self.fitted.group_in(place.volume) or place.volume in self.fitted.remade:
                 continue
             kind = volume.filesystem.type if volume.filesystem is not None else ""
             if place.length > place.saved_length and kind != fit.SWAP:
@@ -393,9 +396,22 @@ class FittedDisk:
                 "moves, has to be installed again."
             )
 
-    def _remake(self, volume: Volume) -> RemakeFat:
+    def _remake(self, volume: Volume) -> RemakeFat | RemakeXfs:
         filesystem = volume.filesystem
-        assert filesystem is not None  # noqa: S101  it is a FAT
+        assert filesystem is not None  # noqa: S101  it is a FAT or an XFS
+        if filesystem.type == fit.XFS:
+            saved = next(each for each in self.saved.volumes if each.id == volume.id)
+            return RemakeXfs(
+                self.target,
+                volume.id,
+                volume.offset,
+                volume.length,
+                saved.length,
+                self.saved.identity.logical_sector,
+                filesystem.uuid,
+                filesystem.label,
+                self.compares,
+            )
         return RemakeFat(
             self.target,
             volume.id,
@@ -408,7 +424,9 @@ class FittedDisk:
 
     def _groups(self) -> Iterator[PlacedGroup]:
         for group in self.fitted.groups:
-            yield PlacedGroup(self.target, group, self.fitted.offset_of(group.volume))
+            offset = self.fitted.offset_of(group.volume)
+            sector = self.saved.identity.logical_sector
+            yield PlacedGroup(self.target, group, offset, sector, self.compares)
 
     def _placed(self) -> Sequence[tuple[Place, Volume]]:
         volumes = {volume.id: volume for volume in self.saved.volumes}

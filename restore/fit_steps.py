@@ -142,6 +142,48 @@ class RemakeFat:
 
 
 @dataclass(frozen=True, slots=True)
+class RemakeXfs(_Resized):
+    """Make an XFS anew, smaller or for larger sectors, and copy every file of the saved one into it.
+
+    It keeps its format, UUID and label, and of each file all but the number of its inode.
+
+    Attributes:
+        target: the disk.
+        volume: id of the volume.
+        offset: first byte on the target.
+        length: bytes there.
+        saved_length: bytes of the saved volume.
+        saved_sector: bytes of a logical sector of the saved disk.
+        uuid: of the filesystem, or None.
+        label: or None.
+        compares: the content of each file is compared afterwards, too.
+        logical: the logical volume that it is in, if it is in one.
+    """
+
+    name: ClassVar[str] = "remake-xfs"
+    filesystem: ClassVar[str] = "xfs"
+    target: Target
+    volume: str
+    offset: int
+    length: int
+    saved_length: int
+    saved_sector: int
+    uuid: str | None
+    label: str | None
+    compares: bool
+    logical: LogicalPlace | None = None
+
+    def describe(self) -> str:
+        """Say what happens."""
+        compared = " and compare them" if self.compares else ""
+        return (
+            f"{self.target.path}: make the XFS of {self.subject}, of {self.saved_length} bytes, anew "
+            f"with its UUID and {self.length} bytes ({format_size(self.length)}), at bytes "
+            f"{_bytes(self.stretches)}, and copy its files{compared}; inodes get other numbers"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class GrowFilesystem(_Resized):
     """Make a filesystem as large as its volume on the target. It comes when the table is there.
 
@@ -285,6 +327,7 @@ FitStep = (
     ShrinkFilesystem
     | RemakeSwap
     | RemakeFat
+    | RemakeXfs
     | GrowFilesystem
     | WriteGroup
     | WriteTable

@@ -15,6 +15,7 @@ from restore.fit_steps import (
     GrowFilesystem,
     RemakeFat,
     RemakeSwap,
+    RemakeXfs,
     ShrinkFilesystem,
     WriteGroup,
 )
@@ -25,7 +26,13 @@ from restore.steps import ClearOutside
 from restore.target import LogicalPlace, Stretch, Target
 
 ContentStep = (
-    ShrinkFilesystem | RemakeSwap | RemakeFat | CorrectBootSector | ClearOutside | WriteGroup
+    ShrinkFilesystem
+    | RemakeSwap
+    | RemakeFat
+    | RemakeXfs
+    | CorrectBootSector
+    | ClearOutside
+    | WriteGroup
 )
 
 
@@ -54,14 +61,18 @@ class PlacedGroup:
         target: the disk.
         group: the group.
         offset: first byte of the physical volume.
+        saved_sector: bytes of a logical sector of the saved disk.
+        compares: what is made anew is compared, too.
     """
 
     target: Target
     group: FittedGroup
     offset: int
+    saved_sector: int
+    compares: bool = False
 
     def pieces(self) -> Iterator[Piece]:
-        """Yield what is written from the image; of a swap area that is made anew nothing."""
+        """Yield what is written from the image; of what is made anew nothing."""
         extent = self.group.saved.extent
         for saved, here, held in self._volumes():
             if _is_made_anew(saved, here, held):
@@ -82,7 +93,20 @@ class PlacedGroup:
             if held is None or size == new_size:
                 continue
             first = place.here[0].offset
-            if _is_made_anew(saved, here, held):
+            if held.type == fit.XFS and new_size < size:
+                yield RemakeXfs(
+                    self.target,
+                    self.group.volume,
+                    first,
+                    new_size,
+                    size,
+                    self.saved_sector,
+                    held.uuid,
+                    held.label,
+                    self.compares,
+                    place,
+                )
+            elif _is_made_anew(saved, here, held):
                 yield RemakeSwap(
                     self.target,
                     self.group.volume,
@@ -189,7 +213,9 @@ def _place(
 
 
 def _is_made_anew(saved: LinearVolume, here: LinearVolume, held: Filesystem | None) -> bool:
-    return held is not None and held.type == fit.SWAP and saved.extents != here.extents
+    if held is None or saved.extents == here.extents:
+        return False
+    return held.type == fit.SWAP or (held.type == fit.XFS and here.extents < saved.extents)
 
 
 def _words(held: Filesystem | None) -> str:

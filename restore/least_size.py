@@ -10,7 +10,8 @@ smaller one needs less, and its journal. On top come:
   for trees of extents; ntfsresize and btrfs ask for less;
 - 32 MiB: inode tables of a group of groups (ext4), the MFT's next piece (NTFS);
 - btrfs: three of its largest chunks, since it moves chunk by chunk, each into a new one;
-- ext: as many groups of blocks as the inodes in use need, since their number goes with the size.
+- ext: as many groups of blocks as the inodes in use need, since their number goes with the size;
+- XFS, which is made anew: at least what mkfs.xfs makes.
 
 Where the map is that of an unknown or unclean filesystem, all of it is used, and nothing can go.
 """
@@ -19,15 +20,17 @@ from typing import Final
 
 from imager.layout.disk import Volume
 from imager.units import GIB, KIB, MIB, round_up
-from restore import ext_superblock
+from restore import ext_superblock, xfs_superblock
 from restore.ext_superblock import ExtSuperblock
 from restore.overlay import Readable
 from restore.runs import Image, each_part
 from restore.saved_volume import SavedVolume
+from restore.xfs_superblock import XfsSuperblock
 
 LEAST_SWAP: Final = 256 * MIB
 
 _EXT: Final = frozenset({"ext2", "ext3", "ext4"})
+_XFS: Final = "xfs"
 _NEVER: Final = 1 << 62  # larger than anything
 _SLACK: Final = 32 * MIB
 _BTRFS_SLACK: Final = 256 * MIB
@@ -53,6 +56,9 @@ def least_size(image: Image, volume: Volume) -> int:
     if kind in _EXT:
         data = SavedVolume(image, volume.id).read(ext_superblock.PLACE, ext_superblock.SIZE)
         least = max(least, _room_for_inodes(ExtSuperblock.parse(data)))
+    elif kind == _XFS:
+        superblock = XfsSuperblock.parse(SavedVolume(image, volume.id).read(0, xfs_superblock.SIZE))
+        least = max(least, _least_xfs(superblock))
     return min(volume.length, round_up(least, MIB))
 
 
@@ -65,7 +71,8 @@ def least_within(kind: str, part: Readable) -> int:
     as is done, and none to keep it whole.
 
     Args:
-        kind: as libblkid calls what it holds; swap, ext2 to ext4 and btrfs on one device can shrink.
+        kind: as libblkid calls what it holds; swap, ext2 to ext4, XFS and btrfs on one device can
+            shrink.
         part: all of it.
 
     Raises:
@@ -78,6 +85,9 @@ def least_within(kind: str, part: Readable) -> int:
         superblock = ExtSuperblock.parse(part.read(ext_superblock.PLACE, ext_superblock.SIZE))
         used = superblock.used_blocks * superblock.block_size if superblock.is_sound else part.size
         least = max(_with_room(kind, used, part.size), _room_for_inodes(superblock))
+    elif kind == _XFS:
+        plain = XfsSuperblock.parse(part.read(0, xfs_superblock.SIZE))
+        least = max(_with_room(kind, plain.used, part.size), _least_xfs(plain))
     elif kind == "btrfs":
         used = int.from_bytes(part.read(_BTRFS_USED, 8), "little")
         least = _with_room(kind, used + used // 8, part.size)
@@ -91,6 +101,11 @@ def _with_room(kind: str, used: int, length: int) -> int:
     if kind == "btrfs":
         least += 3 * min(GIB, length // 10) + _BTRFS_SLACK
     return least
+
+
+def _least_xfs(superblock: XfsSuperblock) -> int:
+    """Return the least that one is made with; one that can't be understood, or filled, is kept."""
+    return xfs_superblock.LEAST if superblock.is_sound and superblock.is_plain else _NEVER
 
 
 def _room_for_inodes(superblock: ExtSuperblock) -> int:

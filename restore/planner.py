@@ -108,7 +108,7 @@ def make_plan(
         for match, fits in zip(matches, fitted, strict=True)
     }
     otherwise = [
-        FittedDisk(image, match.saved, fits, targets[match.saved.id])
+        FittedDisk(image, match.saved, fits, targets[match.saved.id], wishes.verify_written)
         for match, fits in zip(matches, fitted, strict=True)
         if fits.disk != match.saved
     ]

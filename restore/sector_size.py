@@ -4,7 +4,8 @@ A GPT counts in sectors, so it is written anew; partitions keep their first byte
 stays as it is wherever it never asks for less than a sector: with larger sectors ext and btrfs by the
 size of their blocks, XFS by its own sectors, swap, and volume groups of which this can be said of
 every volume; with smaller ones everything but what Windows would not take (NTFS, exFAT). FAT counts in
-sectors that firmware wants to be the disk's: it is made anew, file by file.
+sectors that firmware wants to be the disk's: it is made anew, file by file, and so is an XFS of
+smaller sectors.
 
 Refused is what starts from such a disk by the numbers of sectors: an MBR, and boot code for a BIOS.
 """
@@ -17,11 +18,12 @@ from imager.errors import TargetError
 from imager.layout.disk import Disk, DiskIdentity, Volume, VolumeRole
 from imager.layout.filesystem import Filesystem
 from imager.layout.partition_table import TableKind
-from restore import ext_superblock
+from restore import ext_superblock, xfs_superblock
 from restore.ext_superblock import ExtSuperblock
-from restore.fit import SWAP, Fitted
+from restore.fit import SWAP, XFS, Fitted
 from restore.overlay import Readable
 from restore.without import WITHOUT_DATA
+from restore.xfs_superblock import XfsSuperblock
 
 _FAT: Final = "vfat"
 _CONTENT: Final = frozenset({VolumeRole.PARTITION, VolumeRole.WHOLE_DISK})
@@ -30,8 +32,6 @@ _WINDOWS_ONLY: Final = {"ntfs": "NTFS", "exfat": "exFAT"}
 _SWAP_PAGE: Final = 4096
 # struct btrfs_super_block at 64 KiB: sectorsize.
 _BTRFS_SECTOR: Final = (0x10090, 4)
-# struct xfs_dsb, big-endian: sb_sectsize, and sb_logsectsize, zero where the log has the same.
-_XFS_SECTORS: Final = ((102, 2), (194, 2))
 # Of the boot sector of a FAT: bytes of its sectors.
 _FAT_SECTOR: Final = (11, 2)
 
@@ -61,7 +61,7 @@ def on_sectors(
         raise _refused(saved, sector, "its MBR counts in sectors, and so does what starts from it")
     if has_boot_code:
         raise _refused(saved, sector, "a BIOS starts from it, by the numbers of sectors")
-    remade = tuple(_remade(saved, fitted.disk, sector, parts))
+    remade = dict.fromkeys((*fitted.remade, *_remade(saved, fitted.disk, sector, parts)))
     gaps = [each.id for each in fitted.disk.volumes if each.role is VolumeRole.GAP]
     kept = tuple(each for each in fitted.disk.volumes if each.id not in gaps)
     identity = replace(saved.identity, size=target.size, logical_sector=sector)
@@ -70,7 +70,7 @@ def on_sectors(
         disk=replace(fitted.disk, identity=identity, volumes=kept),
         dropped=(*fitted.dropped, *gaps),
         has_new_table=table is not None,
-        remade=remade,
+        remade=tuple(remade),
     )
 
 
@@ -98,11 +98,19 @@ def _remade(saved: Disk, disk: Disk, sector: int, parts: Parts) -> Iterator[str]
 
 
 def _is_made_anew(volume: Volume, parts: Sequence[Part], sector: int) -> bool:
-    """Whether a volume is a FAT in a partition that counts in other sectors."""
+    """Whether a volume is a FAT in a partition that counts in other sectors, or an XFS in smaller ones."""
     if len(parts) != 1 or volume.role is not VolumeRole.PARTITION:
         return False
     _, held, content = parts[0]
-    return held is not None and held.type == _FAT and _fat_sector(content) != sector
+    if held is None or held.type != XFS:
+        return held is not None and held.type == _FAT and _fat_sector(content) != sector
+    superblock = _xfs(content)
+    can_be = superblock.is_sound and superblock.is_plain and volume.length >= xfs_superblock.LEAST
+    return can_be and superblock.sector < sector
+
+
+def _xfs(content: Readable) -> XfsSuperblock:
+    return XfsSuperblock.parse(content.read(0, xfs_superblock.SIZE))
 
 
 def _fat_sector(content: Readable) -> int:
@@ -137,9 +145,9 @@ def _unit(kind: str | None, content: Readable) -> int | None:
         return found.block_size if found.is_sound else None
     if kind == "btrfs":
         return int.from_bytes(content.read(*_BTRFS_SECTOR), "little")
-    if kind == "xfs":
-        sizes = [int.from_bytes(content.read(*place), "big") for place in _XFS_SECTORS]
-        return min(size for size in sizes if size)
+    if kind == XFS:
+        superblock = _xfs(content)
+        return superblock.sector if superblock.is_sound else None
     return None
 
 

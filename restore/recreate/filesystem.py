@@ -24,13 +24,12 @@ from restore import ext_superblock
 from restore.device import OpenTarget
 from restore.device_mapper import Segment, linear
 from restore.ext_superblock import ExtSuperblock
-from restore.fit_steps import GrowFilesystem, RemakeSwap, ShrinkFilesystem
+from restore.fit_steps import GrowFilesystem, RemakeSwap, RemakeXfs, ShrinkFilesystem
 from restore.nbd_device import attached
 from restore.overlay import Overlay, Readable, most_kept
+from restore.recreate.content import saved_content, segments
 from restore.recreate.mounted import mounted
 from restore.runs import Image
-from restore.saved_group import Joined
-from restore.saved_volume import SavedVolume
 
 # e2fsck: nothing was wrong, or it was corrected.
 _CORRECTED: Final = (0, 1, 2)
@@ -63,7 +62,7 @@ def check_shrinkable(step: ShrinkFilesystem, image: Image) -> None:
     """
     means = _MEANS[step.filesystem]
     what = f"the {step.filesystem} of {step.subject}"
-    whole = Overlay(_saved(step, image), most_kept())
+    whole = Overlay(saved_content(step, image), most_kept())
     with attached(whole, step.target.logical_sector) as (device, server):
         try:
             least = means.least(device, step.length)
@@ -102,9 +101,9 @@ def shrink(step: ShrinkFilesystem, image: Image, opened: OpenTarget) -> tuple[st
         NoRoom: more is written behind the new end than memory can hold.
     """
     means = _MEANS[step.filesystem]
-    rest = Overlay(_Rest(_saved(step, image), step.length), most_kept())
+    rest = Overlay(_Rest(saved_content(step, image), step.length), most_kept())
     with opened.lend() as device:
-        front = _segments(step, device)
+        front = segments(step, device)
         with ExitStack() as stack:
             served, server = stack.enter_context(attached(rest, step.target.logical_sector))
             behind = Segment(served, step.length, step.saved_length - step.length)
@@ -119,7 +118,7 @@ def shrink(step: ShrinkFilesystem, image: Image, opened: OpenTarget) -> tuple[st
             # A program may have gone on without what it could not read.
             if server.failure is not None:
                 raise server.failure
-        size = _check(step, front)
+        size = check(step, front)
     return (f"the filesystem has {size} bytes now", *notes)
 
 
@@ -135,10 +134,10 @@ def grow(step: GrowFilesystem, opened: OpenTarget) -> tuple[str, ...]:
     """
     means = _MEANS[step.filesystem]
     with opened.lend() as device:
-        place = _segments(step, device)
+        place = segments(step, device)
         with linear(step.volume, place) as whole:
             notes = means.resize(whole, None)
-        size = _check(step, place)
+        size = check(step, place)
     return (f"the filesystem has {size} bytes now", *notes)
 
 
@@ -158,7 +157,7 @@ def remake_swap(step: RemakeSwap, opened: OpenTarget) -> tuple[str, ...]:
         words += ["--label", step.label]
     with (
         opened.lend() as device,
-        linear(step.volume, _segments(step, device)) as area,
+        linear(step.volume, segments(step, device)) as area,
     ):
         process.run("mkswap", *words, area)
     return ()
@@ -306,21 +305,12 @@ _MEANS: Final[dict[str, _Means]] = {
 }
 
 
-def _saved(step: ShrinkFilesystem, image: Image) -> Readable:
-    """Return what was saved of a filesystem."""
-    volume = SavedVolume(image, step.volume)
-    return volume if step.logical is None else Joined(volume, step.logical.saved)
+def check(step: ShrinkFilesystem | GrowFilesystem | RemakeXfs, place: Sequence[Segment]) -> int:
+    """Check a filesystem on its place alone; return its bytes.
 
-
-def _segments(
-    step: ShrinkFilesystem | GrowFilesystem | RemakeSwap, device: Path
-) -> tuple[Segment, ...]:
-    """Return where something lies on the target's device."""
-    return tuple(Segment(device, each.offset, each.length) for each in step.stretches)
-
-
-def _check(step: ShrinkFilesystem | GrowFilesystem, place: Sequence[Segment]) -> int:
-    """Check a filesystem on its place alone; return its bytes."""
+    Raises:
+        VerificationFailed: it is larger than its place, or not in order.
+    """
     what = f"the {step.filesystem} of {step.subject} on {step.target.path}"
     with linear(step.volume, place, read_only=True) as device:
         with open_disk(device) as descriptor:

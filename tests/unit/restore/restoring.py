@@ -1,5 +1,6 @@
 """Plans for images in memory, and what must come of them."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -52,7 +53,12 @@ def old(folder: Path, size: int) -> Path:
     return path
 
 
-def go(image: MemoryImage, target: Path, wishes: Wishes) -> Plan:
+def go(
+    image: MemoryImage,
+    target: Path,
+    wishes: Wishes,
+    announce: Callable[[str | None], None] = lambda _: None,
+) -> Plan:
     plan = plan_for(image, target, wishes=wishes, as_devices=True)
     moved: list[int] = []
     execute(
@@ -62,6 +68,7 @@ def go(image: MemoryImage, target: Path, wishes: Wishes) -> Plan:
         record=lambda _: None,
         measure=lambda _name, _stages: None,
         log=str,
+        announce=announce,
     )
     assert sum(moved) == plan.written + plan.verified
     return plan

@@ -59,14 +59,22 @@ def places(fitted: Fitted) -> dict[str, tuple[int, int]]:
 
 
 def test_what_is_missing_is_taken_and_what_lies_behind_moves_down() -> None:
-    fitted = shrunk(saved(("ext4", 600 * MIB), ("xfs", 400 * MIB)), 802 * MIB, p1=200 * MIB)
+    fitted = shrunk(saved(("ext4", 600 * MIB), ("exfat", 400 * MIB)), 802 * MIB, p1=200 * MIB)
     assert places(fitted) == {"disk0/p1": (1, 400), "disk0/p2": (401, 400)}
     assert fitted.dropped == ("disk0/gap9",)
     assert fitted.has_new_table
 
 
+def test_an_xfs_that_gets_smaller_is_made_anew() -> None:
+    given = saved(("xfs", 600 * MIB), ("exfat", 400 * MIB))
+    fitted = shrunk(given, 802 * MIB, p1=300 * MIB)
+    assert places(fitted) == {"disk0/p1": (1, 400), "disk0/p2": (401, 400)}
+    assert fitted.remade == ("disk0/p1",)
+    assert shrunk(saved(("xfs", 600 * MIB), free=50 * MIB), 700 * MIB).remade == ()
+
+
 def test_the_table_has_the_new_places_and_all_else_as_it_was() -> None:
-    given = saved(("ext4", 600 * MIB), ("xfs", 400 * MIB))
+    given = saved(("ext4", 600 * MIB), ("exfat", 400 * MIB))
     fitted = shrunk(given, 802 * MIB, p1=200 * MIB)
     assert given.table is not None
     first, second = given.table.partitions
@@ -137,7 +145,7 @@ def test_no_byte_of_a_gpt_s_end_is_given_away() -> None:
 @pytest.mark.parametrize("sector", [1, 63, 2047])
 def test_a_partition_at_an_odd_sector_stays_as_odd(sector: int) -> None:
     first = MIB + 512 * sector
-    fitted = shrunk(saved(("ext4", 600 * MIB), ("xfs", 50 * MIB), first=first), 500 * MIB, p1=1)
+    fitted = shrunk(saved(("ext4", 600 * MIB), ("exfat", 50 * MIB), first=first), 500 * MIB, p1=1)
     moved = fitted.places[1]
     assert moved.offset % 512 == 0
     assert moved.offset == fitted.disk.volumes[1].end
@@ -147,7 +155,7 @@ def test_a_partition_at_an_odd_sector_stays_as_odd(sector: int) -> None:
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [
-        ("xfs", "XFS can't be made smaller"),
+        ("exfat", "exFAT can't be made smaller"),
         ("vfat", "FAT"),
         ("exfat", "exFAT"),
         ("LVM2_member", "physical volume of LVM"),

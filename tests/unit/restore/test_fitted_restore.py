@@ -77,8 +77,8 @@ def programs(monkeypatch: pytest.MonkeyPatch) -> Programs:
     return made
 
 
-def image_with_a_gpt(folder: Path, script: str = TABLE) -> MemoryImage:
-    """Root of 24 MiB, XFS of 16, swap of 22; chunks of 96 KiB, which end at no MiB."""
+def image_with_a_gpt(folder: Path, script: str = TABLE, second: str = "exfat") -> MemoryImage:
+    """Root of 24 MiB, exFAT or another of 16, swap of 22; chunks of 96 KiB, which end at no MiB."""
     blank = folder / "saved.raw"
     blank.write_bytes(b"")
     os.truncate(blank, SIZE)
@@ -91,7 +91,7 @@ def image_with_a_gpt(folder: Path, script: str = TABLE) -> MemoryImage:
     volumes = (
         Volume("disk0/boot-area", VolumeRole.BOOT_AREA, 0, MIB),
         Volume("disk0/p1", VolumeRole.PARTITION, MIB, 24 * MIB, 1, ext4("root")),
-        Volume("disk0/p2", VolumeRole.PARTITION, 25 * MIB, 16 * MIB, 2, Filesystem("xfs")),
+        Volume("disk0/p2", VolumeRole.PARTITION, 25 * MIB, 16 * MIB, 2, Filesystem(second)),
         Volume("disk0/p3", VolumeRole.PARTITION, 41 * MIB, 22 * MIB, 3, Filesystem("swap", "5a")),
         Volume("disk0/gap1", VolumeRole.GAP, 63 * MIB, MIB),
     )
@@ -163,7 +163,16 @@ def test_the_end_of_a_volume_that_moved_or_shrank_holds_nothing_old(tmp_path: Pa
     go(image, path, FIT)
     found = path.read_bytes()
     assert not any(found[42 * MIB : 43 * MIB]), "the new end of swap, which was free"
-    assert not any(found[31 * MIB - 4 * MIB + 20 * 96 * KIB : 31 * MIB]), "the end of XFS"
+    assert not any(found[31 * MIB - 4 * MIB + 20 * 96 * KIB : 31 * MIB]), "the end of exFAT"
+
+
+def test_what_takes_long_is_said_when_it_begins(tmp_path: Path) -> None:
+    said: list[str | None] = []
+    go(image_with_a_gpt(tmp_path), old(tmp_path, SMALLER), FIT, said.append)
+    assert [text for text in said if text] == [
+        "disk0/p1: can it become so small? Nothing is written yet ...",
+        "disk0/p1: its ext4 is made smaller ...",
+    ]
 
 
 def test_the_plan_says_in_words_what_differs(tmp_path: Path) -> None:
@@ -172,7 +181,7 @@ def test_the_plan_says_in_words_what_differs(tmp_path: Path) -> None:
     path = tmp_path / "disk.raw"
     for sentence in (
         'disk0/p1 (ext4 "root") shrinks from 24.0 MiB to 14.0 MiB (14680064 bytes)',
-        "disk0/p2 (xfs) moves from byte 26214400 to byte 15728640",
+        "disk0/p2 (exfat) moves from byte 26214400 to byte 15728640",
         (
             "disk0/p3 (swap) shrinks from 22.0 MiB to 12.0 MiB (12582912 bytes) and moves from byte "
             "42991616 to byte 32505856"
@@ -307,7 +316,7 @@ def test_on_a_disk_as_large_fitting_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_what_grows_does_so_when_the_table_is_there(tmp_path: Path, programs: Programs) -> None:
-    image = image_with_a_gpt(tmp_path)
+    image = image_with_a_gpt(tmp_path, second="xfs")
     path = old(tmp_path, LARGER)
     plan = go(image, path, Wishes(grow="disk0/p2"))
     assert table_of(path) == {1: (1, 24), 2: (25, 32), 3: (57, 22)}
@@ -402,7 +411,7 @@ def test_what_would_not_fit_is_said_with_or_without_fit(tmp_path: Path, wishes: 
     assert not caught.value.would_fit
     said = f"{caught.value.message} {caught.value.hint}"
     assert "12582912 bytes are missing" in said
-    assert "disk0/p2 (xfs) 16.0 MiB, since XFS can't be made smaller" in said
+    assert "disk0/p2 (exfat) 16.0 MiB, since exFAT can't be made smaller" in said
 
 
 def test_several_disks_that_are_too_small_say_that_the_data_would_fit(tmp_path: Path) -> None:

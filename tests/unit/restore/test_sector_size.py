@@ -41,8 +41,11 @@ def ext(block: int) -> Bytes:
     return Bytes({1024: counts, 1024 + 32: groups, 1024 + 56: struct.pack("<H", 0xEF53)})
 
 
-def xfs(sector: int, log: int = 0) -> Bytes:
-    return Bytes({102: sector.to_bytes(2, "big"), 194: log.to_bytes(2, "big")})
+def xfs(sector: int, log: int = 0, quotas: int = 0) -> Bytes:
+    sizes = struct.pack(">4sIQQ", b"XFSB", 4096, 1000, 0)
+    numbers = {102: sector, 194: log, 176: quotas}
+    places = {at: number.to_bytes(2, "big") for at, number in numbers.items()}
+    return Bytes({0: sizes, 48: (8).to_bytes(8, "big"), **places})
 
 
 def fat(sector: int) -> Bytes:
@@ -125,6 +128,18 @@ def test_what_asks_for_less_or_is_not_known_is_refused(
     with pytest.raises(TargetError, match=why) as caught:
         come(kind, content)
     assert "Nothing was written" in caught.value.hint
+
+
+def test_an_xfs_of_smaller_sectors_is_made_anew_where_one_can_be() -> None:
+    old = saved("xfs")
+    boot, part, gap = old.volumes
+    large = replace(part, length=300 * MIB)
+    wide = replace(old, volumes=(boot, large, replace(gap, offset=large.end)))
+    assert come("xfs", xfs(512), wide).remade == ("disk0/p1",)
+    assert come("xfs", xfs(4096), wide).remade == ()
+    for content in (xfs(512, quotas=1), Bytes({})):
+        with pytest.raises(TargetError):
+            come("xfs", content, wide)
 
 
 def test_a_fat_is_made_anew_in_a_partition_alone() -> None:
