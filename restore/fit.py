@@ -6,7 +6,7 @@ chosen by itself: `--fit` and `--grow` ask for it.
 On a smaller disk the first partition stays where it is, with all that lies before it: tables, boot
 code, BIOS boot partitions. The others close up, each at a place as round as its old one, up to 1 MiB.
 If that does not do, swap areas give what they have above a least, the largest first, then
-filesystems, the one with the most room first, each only what is missing; XFS, which no program
+filesystems, the one with the most room first, each only what is missing; at last XFS, which no program
 shrinks, by being made anew. A physical volume of LVM counts as one, if its group can be laid out anew
 (`restore.linear_group`). Nothing else shrinks: what has no program for it (FAT), and what carries
 other layers (members of md, LUKS, other physical volumes), moves at most. On a larger disk one partition grows, and those behind it move up.
@@ -266,7 +266,7 @@ def _take(disk: Disk, lengths: dict[str, int], limit: int, bounds: _Bounds) -> N
         return
     rooms = {part.id: part.length - bounds.least(part) for part in givers if part not in swaps}
     others = [part for part in givers if part.id in rooms]
-    for volume in sorted(others, key=lambda part: rooms[part.id], reverse=True):
+    for volume in sorted(others, key=lambda part: (_kind(part) == XFS, -rooms[part.id])):
         _take_from(volume, disk, lengths, limit, bounds.least)
 
 

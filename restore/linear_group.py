@@ -300,10 +300,14 @@ def _shared_out(
         volume.name: volume.extents - _least_extents(group, volume, least)
         for volume in group.volumes
     }
-    kinds = zip(group.volumes, filesystems, strict=True)
-    swaps = {volume.name for volume, held in kinds if held is not None and held.type == "swap"}
+    named = zip(group.volumes, filesystems, strict=True)
+    kinds = {volume.name: held.type if held is not None else "" for volume, held in named}
+    swaps = {name for name, kind in kinds.items() if kind == "swap"}
     by_size = sorted(swaps, key=lambda name: (-wanted[name], name))
-    by_room = sorted(wanted.keys() - swaps, key=lambda name: (-rooms[name], name))
+    # What is made anew comes last: that takes longer, and gives files other inodes.
+    by_room = sorted(
+        wanted.keys() - swaps, key=lambda name: (kinds[name] == "xfs", -rooms[name], name)
+    )
     for name in (*by_size, *by_room):
         given = min(rooms[name], missing)
         wanted[name] -= given

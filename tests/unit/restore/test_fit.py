@@ -71,6 +71,8 @@ def test_an_xfs_that_gets_smaller_is_made_anew() -> None:
     assert places(fitted) == {"disk0/p1": (1, 400), "disk0/p2": (401, 400)}
     assert fitted.remade == ("disk0/p1",)
     assert shrunk(saved(("xfs", 600 * MIB), free=50 * MIB), 700 * MIB).remade == ()
+    both = saved(("xfs", 600 * MIB), ("ext4", 400 * MIB))
+    assert shrunk(both, 802 * MIB, p1=100 * MIB, p2=100 * MIB).remade == (), "the last to give"
 
 
 def test_the_table_has_the_new_places_and_all_else_as_it_was() -> None:
