@@ -123,6 +123,8 @@ def remake(
                 watched(step.subject, old, new, tell),
             ):
                 left = copy_files(old, new)
+        what = "all files, byte by byte" if step.compares else "what is known of all files"
+        tell(f"{step.subject}: it is checked, and {what} compared ...")
         check(step, places)
         with (
             linear(step.volume, places, read_only=True) as place,
