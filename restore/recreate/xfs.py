@@ -66,6 +66,8 @@ _WITH_CHECKSUMS: Final = frozenset(
     {"finobt", "rmapbt", "reflink", "bigtime", "inobtcount", "sparse", "nrext64"}
 )
 _LEAST_ROOM: Final = 32 * MIB
+_LOG_SHARE: Final = 8
+_LEAST_LOG: Final = 64 * MIB
 _SECTORS: Final = 512  # what st_blocks counts in
 _LOOK: Final = 1.0  # seconds between two looks at how far it is
 _TOLD: Final = 20  # times in all
@@ -84,7 +86,7 @@ def check_remakable(step: RemakeXfs, image: Image) -> None:
         ObjectDamaged, ObjectMissing: the repository can't give its metadata.
     """
     with _saved(step, image) as (old, shape):
-        inode, log = shape["meta-data", "isize"], _log_size(shape)
+        inode, log = shape["meta-data", "isize"], _log_size(shape, step.length)
         held = sum(found.st_blocks * _SECTORS + inode for _, found in _each(old))
     needed = held + held // 50 + log + _LEAST_ROOM
     if needed > step.length:
@@ -169,11 +171,12 @@ def format_of(text: str) -> Format:
     return found
 
 
-def mkfs_words(shape: Format, sector: int) -> Iterator[str]:
+def mkfs_words(shape: Format, length: int, sector: int) -> Iterator[str]:
     """Yield the words with which mkfs.xfs makes a filesystem of a format.
 
     Args:
         shape: of the saved one.
+        length: bytes of the new one.
         sector: bytes of a logical sector of the target.
     """
     has_checksums = bool(shape.get(("meta-data", "crc")))
@@ -182,15 +185,17 @@ def mkfs_words(shape: Format, sector: int) -> Iterator[str]:
             continue
         yield from (option, f"{word}={shape[section, name]}")
     yield from ("-s", f"size={max(shape['meta-data', 'sectsz'], sector)}")
-    yield from ("-l", f"size={_log_size(shape)}")
+    yield from ("-l", f"size={_log_size(shape, length)}")
 
 
-def _log_size(shape: Format) -> int:
-    return shape["log", "blocks"] * shape["data", "bsize"]
+def _log_size(shape: Format, length: int) -> int:
+    """Return the bytes of the saved log, or what lies within one of the few allocation groups."""
+    saved = shape["log", "blocks"] * shape["data", "bsize"]
+    return min(saved, max(length // _LOG_SHARE // MIB * MIB, _LEAST_LOG))
 
 
 def _words(step: RemakeXfs, shape: Format) -> Iterator[str]:
-    yield from mkfs_words(shape, step.target.logical_sector)
+    yield from mkfs_words(shape, step.length, step.target.logical_sector)
     if step.uuid is not None:
         yield from ("-m", f"uuid={step.uuid}")
     if step.label is not None:

@@ -46,7 +46,14 @@ def test_a_smaller_one_has_the_format_of_the_larger(tmp_path: Path, words: tuple
         process.run("mkfs.xfs", "-q", *words, old)
         wanted = format_of(process.run("xfs_db", "-r", "-c", "info", old))
         process.run(
-            "mkfs.xfs", "-q", "-f", "-K", *mkfs_words(wanted, 512), "-m", f"uuid={UUID}", new
+            "mkfs.xfs",
+            "-q",
+            "-f",
+            "-K",
+            *mkfs_words(wanted, 400 * MIB, 512),
+            "-m",
+            f"uuid={UUID}",
+            new,
         )
         assert shape(new) == shape(old)
         process.run("xfs_repair", "-n", new)
@@ -57,8 +64,20 @@ def test_for_larger_sectors_it_has_such(tmp_path: Path) -> None:
     with loop(blank(tmp_path / "old", GIB)) as old, loop(blank(tmp_path / "new", 400 * MIB)) as new:
         process.run("mkfs.xfs", "-q", old)
         wanted = format_of(process.run("xfs_db", "-r", "-c", "info", old))
-        process.run("mkfs.xfs", "-q", "-f", *mkfs_words(wanted, 4096), new)
+        process.run("mkfs.xfs", "-q", "-f", *mkfs_words(wanted, 400 * MIB, 4096), new)
         assert shape(new)["meta-data", "sectsz"] == 4096
+
+
+@pytest.mark.parametrize("length", [300 * MIB, 512 * MIB, 4 * GIB])
+def test_a_log_that_was_large_fits_into_the_smaller_one(tmp_path: Path, length: int) -> None:
+    with (
+        loop(blank(tmp_path / "old", 64 * GIB)) as old,
+        loop(blank(tmp_path / "new", length)) as new,
+    ):
+        process.run("mkfs.xfs", "-q", "-l", "size=2000m", old)
+        wanted = format_of(process.run("xfs_db", "-r", "-c", "info", old))
+        process.run("mkfs.xfs", "-q", *mkfs_words(wanted, length, 512), new)
+        process.run("xfs_repair", "-n", new)
 
 
 @pytest.fixture
@@ -84,6 +103,10 @@ def both(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
         os.setxattr(old / "text", "trusted.ours", b"root alone")
         os.setxattr(old / "text", "security.capability", b"\1\0\0\2\0\4\0\0\0\0\0\0" + bytes(8))
         process.run("chown", "12345:54321", old / "text")
+        for name in ("text", "d1", "flag-i"):
+            process.run("chattr", "-i", old / name)
+            os.setxattr(old / name, "security.selinux", b"system_u:object_r:etc_t:s0\0")
+        process.run("chattr", "+i", old / "flag-i")
         (old / "text").chmod(0o4711)
         yield old, new
         for flagged in (path for place in places for path in place.glob("flag-*")):
