@@ -3,7 +3,7 @@
 It gets the format of the saved one (`xfs_db info`), so that the kernels and loaders that read that
 can read this, its UUID and its label. The saved one is mounted out of the image, and GNU cp copies
 every file with owner, mode, times, links, holes, extended attributes and ACLs. What cp leaves out,
-flags, project ids and space that was given to a file in advance, is added. Inode numbers are others.
+flags and project ids, is added. Inode numbers are others.
 """
 
 import fcntl
@@ -274,31 +274,14 @@ def copy_files(old: Path, new: Path) -> tuple[str, ...]:
             continue
         copy = new / path.relative_to(old)
         try:
-            if _is_full(found) and not _is_full(copy.lstat()):
-                _fill(copy, found)
             _set_flags(copy, _flags(path))
         except OSError:
             failed += 1
-    return (f"of {failed} files flags or reserved space could not be kept",) if failed else ()
+    return (f"flags of {failed} files could not be kept",) if failed else ()
 
 
 def _has_flags(found: os.stat_result) -> bool:
     return stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)
-
-
-def _is_full(found: os.stat_result) -> bool:
-    """Whether a file has a place for each of its bytes, as one that is swapped to must have."""
-    is_file = stat.S_ISREG(found.st_mode) and found.st_size > 0
-    return is_file and found.st_blocks * _SECTORS >= found.st_size
-
-
-def _fill(path: Path, found: os.stat_result) -> None:
-    descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
-    try:
-        os.posix_fallocate(descriptor, 0, found.st_size)
-    finally:
-        os.close(descriptor)
-    os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
 
 
 def _flags(path: Path) -> tuple[int, int, int]:

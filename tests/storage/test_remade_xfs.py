@@ -158,6 +158,12 @@ def _content(place: Path) -> None:
     os.utime(place / "text", ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
+def _more(place: Path) -> None:
+    status = place.stat()
+    (place / "more").touch()
+    os.utime(place, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
 CHANGES: dict[str, Callable[[Path], object]] = {
     "content": _content,
     "time": lambda place: os.utime(place / "text", ns=(0, 1)),
@@ -166,7 +172,7 @@ CHANGES: dict[str, Callable[[Path], object]] = {
     "attribute": lambda place: os.removexattr(place / "text", "trusted.ours"),
     "flag": lambda place: process.run("chattr", "-d", place / "flag-d"),
     "missing": lambda place: (place / "fifo").unlink(),
-    "more": lambda place: (place / "more").touch(),
+    "more": _more,
     "link": lambda place: (place / "second-name").unlink(),
 }
 
