@@ -133,7 +133,8 @@ def remake(step: RemakeFat, image: Image, opened: OpenTarget) -> tuple[str, ...]
     edge = min(EDGE, step.length)
     for start in (step.offset, step.offset + step.length - edge):
         opened.zero(start, edge)
-    with _saved(step, image) as (old, shape), opened.lend() as device:
+    # Lent first: udev does not look at a disk that is locked, and would be waited for.
+    with opened.lend() as device, _saved(step, image) as (old, shape):
         segments = (Segment(device, step.offset, step.length),)
         with linear(step.volume, segments) as place:
             process.run("mkfs.vfat", *_words(step, shape), place)

@@ -117,7 +117,8 @@ def remake(
         VerificationFailed: a file is not what it was.
         ObjectDamaged, ObjectMissing: the repository can't give a file.
     """
-    with _saved(step, image) as (old, shape), opened.lend() as device:
+    # Lent first: udev does not look at a disk that is locked, and would be waited for.
+    with opened.lend() as device, _saved(step, image) as (old, shape):
         places = segments(step, device)
         with linear(step.volume, places) as place:
             process.run("mkfs.xfs", "-q", "-f", "-K", *_words(step, shape), place)
