@@ -253,6 +253,7 @@ def _btrfs(device: Path) -> Iterator[tuple[str, Path]]:
         number = int.from_bytes(os.pread(descriptor, 8, _BTRFS_DEVICE_AT), "little")
     # The kernel remembers which device has which filesystem: the old disk of the machine may be
     # attached as well, and this device will be gone.
+    process.run("modprobe", "btrfs")  # without it there is nobody who could forget
     process.run("btrfs", "device", "scan", "--forget")
     try:
         with mounted("btrfs", device, "nodiscard,skip_balance") as place:
