@@ -253,7 +253,8 @@ def _btrfs(device: Path) -> Iterator[tuple[str, Path]]:
         number = int.from_bytes(os.pread(descriptor, 8, _BTRFS_DEVICE_AT), "little")
     # The kernel remembers which device has which filesystem: the old disk of the machine may be
     # attached as well, and this device will be gone.
-    process.run("modprobe", "btrfs")  # without it there is nobody who could forget
+    # Without it there is nobody who could forget; where it is built in, there may be no modules at all.
+    process.run("modprobe", "btrfs", accept=(0, 1))
     process.run("btrfs", "device", "scan", "--forget")
     try:
         with mounted("btrfs", device, "nodiscard,skip_balance") as place:
