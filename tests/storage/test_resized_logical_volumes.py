@@ -21,7 +21,7 @@ from restore.device import OpenTarget
 from restore.device_mapper import Segment
 from restore.fit_steps import GrowFilesystem, ShrinkFilesystem
 from restore.nbd import Content
-from restore.recreate import filesystem
+from restore.recreate import content, filesystem
 from restore.target import LogicalPlace, Stretch, Target, TargetKind
 from tests.guest import life
 
@@ -92,7 +92,7 @@ class Volume:
 def _stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(filesystem, "linear", joined)
     monkeypatch.setattr(filesystem, "attached", attached)
-    monkeypatch.setattr(filesystem, "SavedVolume", Volume)
+    monkeypatch.setattr(content, "SavedVolume", Volume)
 
 
 def filled(folder: Path) -> tuple[Path, dict[str, str]]:
