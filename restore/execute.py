@@ -101,8 +101,7 @@ class Outcome:
 
 
 Record = Callable[[Outcome], None]
-Announce = Callable[[str | None], None]
-"""Takes what begins, in words; None where there is nothing to say."""
+Announce = Callable[[str], None]
 Measure = Callable[[str, Stages], None]
 """Takes what a pass over the content was, and what its stages took."""
 
@@ -112,7 +111,7 @@ _GO_ON: Final = "What is written so far stays: the same restore, started again, 
 _BOOT_STEPS = (MapDisks, MapCards, RepairInitramfs, EnsureFallbackLoader, SetBootEntries, LogToEsp)
 
 
-def _silent(_: str | None) -> None:
+def _silent(_: str) -> None:
     """Say nothing."""
 
 
@@ -175,7 +174,8 @@ def execute(
     settle()
     for step in boot_steps:
         started = time.monotonic()
-        announce(announcement(step))
+        for text in announcement(step):
+            announce(text)
         notes, subject = _run_boot_step(step, log)
         record(Outcome(step.name, subject, time.monotonic() - started, notes=notes))
 
@@ -186,14 +186,15 @@ def _check_possible(
     """Find out, before anything is written, whether filesystems can become what they shall."""
     for step in steps:
         started = time.monotonic()
-        announce(question(step))
+        for text in question(step):
+            announce(text)
         match step:
             case ShrinkFilesystem():
                 filesystem.check_shrinkable(step, image)
                 record(Outcome("check-shrink", step.subject, time.monotonic() - started))
             case RemakeFat():
                 fat.check_remakable(step, image)
-                record(Outcome("check-remake", step.volume, time.monotonic() - started))
+                record(Outcome("check-remake", step.subject, time.monotonic() - started))
             case RemakeXfs():
                 xfs.check_remakable(step, image)
                 record(Outcome("check-remake", step.subject, time.monotonic() - started))
@@ -262,7 +263,8 @@ class _Run:
         else:
             for step in group:
                 started = time.monotonic()
-                self._announce(announcement(step))
+                for text in announcement(step):
+                    self._announce(text)
                 subject, count, notes = self._disk_step(step)
                 self._record(Outcome(step.name, subject, time.monotonic() - started, count, notes))
 
@@ -408,7 +410,7 @@ class _Run:
                 return step.volume, step.head, ()
             case GrowFilesystem():
                 return step.subject, 0, filesystem.grow(step, self._opened[step.target])
-            case CorrectBootSector() | RemakeFat():
+            case CorrectBootSector():
                 return step.volume, 0, self._change_content(step)
             case _:
                 return step.subject, 0, self._change_content(step)

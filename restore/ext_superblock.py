@@ -9,6 +9,7 @@ from typing import Final, Self
 
 from imager.units import KIB
 
+TYPES: Final = frozenset({"ext2", "ext3", "ext4"})  # as libblkid calls them
 PLACE: Final = 1024  # first byte of it in a filesystem
 SIZE: Final = 1024
 

@@ -3,6 +3,7 @@
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Final
 
 from imager.blockdev import BlockDisk
@@ -112,8 +113,12 @@ class Fitter:
             fitted = self._grown(saved, disk)
         if same_sectors:
             return fitted
-        has_boot_code = saved.id in disks_with_boot_code(self._image)
+        has_boot_code = saved.id in self._with_boot_code
         return on_sectors(saved, fitted, disk.identity, self._parts, has_boot_code=has_boot_code)
+
+    @cached_property
+    def _with_boot_code(self) -> frozenset[str]:
+        return disks_with_boot_code(self._image)
 
     def _grown(self, saved: Disk, disk: BlockDisk) -> Fitted:
         size = disk.identity.size

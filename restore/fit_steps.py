@@ -107,7 +107,7 @@ class RemakeSwap(_Resized):
 
 
 @dataclass(frozen=True, slots=True)
-class RemakeFat:
+class RemakeFat(_Resized):
     """Make a FAT anew for sectors of another size, and copy every file of the saved one into it.
 
     It keeps its serial number, its label, and of each file name, content, time and attributes. How
@@ -121,6 +121,7 @@ class RemakeFat:
         saved_sector: bytes of a logical sector of the saved disk.
         uuid: its serial number, as libblkid gives it, or None.
         label: or None.
+        logical: always None: only one in a partition is made anew.
     """
 
     name: ClassVar[str] = "remake-fat"
@@ -131,6 +132,7 @@ class RemakeFat:
     saved_sector: int
     uuid: str | None
     label: str | None
+    logical: LogicalPlace | None = None
 
     def describe(self) -> str:
         """Say what happens."""

@@ -119,6 +119,6 @@ def carry_out(out: Output, opened: OpenImage, plan: Plan, log: RestoreLog) -> No
             record=log.record,
             measure=log.measure,
             log=conclude,
-            announce=lambda text: out.remark(text) if text else None,
+            announce=out.remark,
         )
     log.finish()

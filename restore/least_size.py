@@ -29,7 +29,6 @@ from restore.xfs_superblock import XfsSuperblock
 
 LEAST_SWAP: Final = 256 * MIB
 
-_EXT: Final = frozenset({"ext2", "ext3", "ext4"})
 _XFS: Final = "xfs"
 _NEVER: Final = 1 << 62  # larger than anything
 _SLACK: Final = 32 * MIB
@@ -53,7 +52,7 @@ def least_size(image: Image, volume: Volume) -> int:
         return min(volume.length, LEAST_SWAP)
     used = sum(runs.data + int(runs.zeros[:, 1].sum()) for runs in each_part(image, volume))
     least = _with_room(kind, used, volume.length)
-    if kind in _EXT:
+    if kind in ext_superblock.TYPES:
         data = SavedVolume(image, volume.id).read(ext_superblock.PLACE, ext_superblock.SIZE)
         least = max(least, _room_for_inodes(ExtSuperblock.parse(data)))
     elif kind == _XFS:
@@ -81,7 +80,7 @@ def least_within(kind: str, part: Readable) -> int:
     """
     if kind == "swap":
         return min(part.size, LEAST_SWAP)
-    if kind in _EXT:
+    if kind in ext_superblock.TYPES:
         superblock = ExtSuperblock.parse(part.read(ext_superblock.PLACE, ext_superblock.SIZE))
         used = superblock.used_blocks * superblock.block_size if superblock.is_sound else part.size
         least = max(_with_room(kind, used, part.size), _room_for_inodes(superblock))

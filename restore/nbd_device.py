@@ -95,6 +95,23 @@ def attached(content: Content, sector: int) -> Iterator[tuple[Path, Server]]:
             _disconnect(family, index)
 
 
+@contextmanager
+def truthful(server: Server) -> Iterator[None]:
+    """Let what reading the content raised be told, and not what a program or the kernel made of it.
+
+    Raises:
+        RemetalError: a read failed, whether who read went on without it or not.
+    """
+    try:
+        yield
+    except (ProgramError, OSError) as error:
+        if server.failure is not None:
+            raise server.failure from error
+        raise
+    if server.failure is not None:
+        raise server.failure
+
+
 def _disconnect(family: int, index: int) -> None:
     with _Netlink() as netlink:
         netlink.ask(family, _Nbd.DISCONNECT, _attribute(_Nbd.INDEX, _U32.pack(index)))

@@ -22,12 +22,10 @@ from restore import ext_superblock, xfs_superblock
 from restore.ext_superblock import ExtSuperblock
 from restore.fit import SWAP, XFS, Fitted
 from restore.overlay import Readable
-from restore.without import WITHOUT_DATA
+from restore.without import CONTENT, WITHOUT_DATA
 from restore.xfs_superblock import XfsSuperblock
 
 _FAT: Final = "vfat"
-_CONTENT: Final = frozenset({VolumeRole.PARTITION, VolumeRole.WHOLE_DISK})
-_EXT: Final = frozenset({"ext2", "ext3", "ext4"})
 _WINDOWS_ONLY: Final = {"ntfs": "NTFS", "exfat": "exFAT"}
 _SWAP_PAGE: Final = 4096
 # struct btrfs_super_block at 64 KiB: sectorsize.
@@ -79,7 +77,7 @@ def _remade(saved: Disk, disk: Disk, sector: int, parts: Parts) -> Iterator[str]
     own = saved.identity.logical_sector
     types = {part.number: part.type for part in disk.table.partitions} if disk.table else {}
     for volume in disk.volumes:
-        if volume.role not in _CONTENT:
+        if volume.role not in CONTENT:
             continue
         if volume.offset % sector or volume.length % sector:
             raise _refused(saved, sector, f"{volume.id} does not begin and end with a whole one")
@@ -140,7 +138,7 @@ def _unit(kind: str | None, content: Readable) -> int | None:
         return _SWAP_PAGE
     if kind == _FAT:
         return _fat_sector(content)
-    if kind in _EXT:
+    if kind in ext_superblock.TYPES:
         found = ExtSuperblock.parse(content.read(ext_superblock.PLACE, ext_superblock.SIZE))
         return found.block_size if found.is_sound else None
     if kind == "btrfs":

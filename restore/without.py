@@ -29,7 +29,7 @@ from imager.layout.mdraid import MEMBER_TYPE, MdArray, MdMember, MdState
 AHEAD: Final = 1 << 32
 _MOST_EVENTS: Final = (1 << 64) - 1
 
-_CONTENT: Final = frozenset({VolumeRole.PARTITION, VolumeRole.WHOLE_DISK})
+CONTENT: Final = frozenset({VolumeRole.PARTITION, VolumeRole.WHOLE_DISK})
 # How many active members may be missing; of other levels none.
 _SPARES: Final = {"raid4": 1, "raid5": 1, "raid6": 2}
 _WITH_PARITY: Final = frozenset(_SPARES)
@@ -217,7 +217,7 @@ class _Judgement:
                 continue  # its volumes are those of the array
             types = {part.number: part.type for part in disk.table.partitions} if disk.table else {}
             for volume in disk.volumes:
-                is_content = volume.role in _CONTENT and self._layers.array_of(volume.id) is None
+                is_content = volume.role in CONTENT and self._layers.array_of(volume.id) is None
                 if is_content and types.get(volume.partition or 0) not in WITHOUT_DATA:
                     _check_alone(volume)
                     yield disk, volume

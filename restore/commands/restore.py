@@ -78,9 +78,10 @@ CONFIRMATION = "overwrite"
     "--fit",
     is_flag=True,
     help="Where a disk is smaller than the saved one, shrink swap and filesystems (ext2 to ext4, "
-    "btrfs, NTFS; XFS is made anew, file by file) that have room, in linear volumes of LVM as well, and move what lies behind; where "
-    "its logical sectors have another size (512, 4096), make anew what counts in them (GPT, FAT). The "
-    "plan says what. Refused before anything is written if it can't be done.",
+    "btrfs, NTFS; XFS is made anew, file by file) that have room, in linear volumes of LVM as well, "
+    "and move what lies behind; where its logical sectors have another size (512, 4096), make anew "
+    "what counts in them (GPT, FAT). The plan says what. Refused before anything is written if it "
+    "can't be done.",
 )
 @click.option(
     "--grow",

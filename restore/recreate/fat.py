@@ -6,6 +6,7 @@ the form REPORT~1.TXT are chosen anew by the kernel.
 """
 
 import fcntl
+import filecmp
 import os
 import shutil
 import struct
@@ -17,15 +18,13 @@ from typing import Final
 
 from imager import process
 from imager.errors import ProgramError, TargetTooSmall, VerificationFailed
-from imager.units import KIB, format_size
+from imager.units import format_size
 from restore.device import OpenTarget
-from restore.device_mapper import Segment, linear
+from restore.device_mapper import linear
 from restore.fit_steps import RemakeFat
-from restore.nbd_device import attached
-from restore.overlay import Overlay, most_kept
+from restore.recreate.content import saved_content, saved_files, segments
 from restore.recreate.mounted import mounted
 from restore.runs import EDGE, Image
-from restore.saved_volume import SavedVolume
 
 # <linux/msdos_fs.h>: FAT_IOCTL_GET_ATTRIBUTES and FAT_IOCTL_SET_ATTRIBUTES, of a __u32.
 _GET_ATTRIBUTES: Final = 0x80047210
@@ -41,7 +40,6 @@ _ROOT_ENTRIES: Final = 512  # of FAT12 and FAT16
 _RESERVED: Final = {32: 32, 16: 1, 12: 1}  # sectors before the tables, as mkfs.fat has them
 
 _OPTIONS: Final = "utf8=1,tz=UTC,quiet"
-_PIECE: Final = 1024 * KIB
 # Of a boot sector: bytes of a sector, sectors of a cluster.
 _UNITS: Final = struct.Struct("<HB")
 _UNITS_AT: Final = 11
@@ -135,12 +133,12 @@ def remake(step: RemakeFat, image: Image, opened: OpenTarget) -> tuple[str, ...]
         opened.zero(start, edge)
     # Lent first: udev does not look at a disk that is locked, and would be waited for.
     with opened.lend() as device, _saved(step, image) as (old, shape):
-        segments = (Segment(device, step.offset, step.length),)
-        with linear(step.volume, segments) as place:
+        places = segments(step, device)
+        with linear(step.volume, places) as place:
             process.run("mkfs.vfat", *_words(step, shape), place)
             with mounted("vfat", place, _OPTIONS) as new:
                 _copy(old, new)
-        with linear(step.volume, segments, read_only=True) as place:
+        with linear(step.volume, places, read_only=True) as place:
             try:
                 process.run("fsck.vfat", "-n", place)
             except ProgramError as error:
@@ -169,21 +167,11 @@ def _saved(step: RemakeFat, image: Image) -> Iterator[tuple[Path, Shape]]:
     Raises:
         ObjectDamaged, ObjectMissing: the repository could not give what was read.
     """
-    volume = SavedVolume(image, step.volume)
+    volume = saved_content(step, image)
     sector, factor = _UNITS.unpack_from(volume.read(0, 512), _UNITS_AT)
     shape = shape_of(step.length, step.target.logical_sector, sector * factor)
-    with attached(Overlay(volume, most_kept()), step.saved_sector) as (device, server):
-        try:
-            with mounted("vfat", device, f"ro,{_OPTIONS}") as place:
-                yield place, shape
-        except (ProgramError, OSError) as error:
-            if server.failure is not None:
-                raise server.failure from error
-            if isinstance(error, ProgramError):
-                raise
-            raise VerificationFailed(f"{step.volume}: {error}") from error
-        if server.failure is not None:
-            raise server.failure
+    with saved_files(step, volume, step.saved_sector, "vfat", _OPTIONS) as (_, place):
+        yield place, shape
 
 
 def _needed(place: Path, cluster: int) -> int:
@@ -237,7 +225,9 @@ def _compare(old: Path, new: Path, step: RemakeFat) -> int:
     wrong += [
         path
         for path in before
-        if not wrong and (old / path).is_file() and not _same(old / path, new / path)
+        if not wrong
+        and (old / path).is_file()
+        and not filecmp.cmp(old / path, new / path, shallow=False)
     ]
     if wrong:
         raise VerificationFailed(f"{step.volume}: {wrong[0]} is not what it was")
@@ -248,11 +238,3 @@ def _said(path: Path) -> tuple[int, int, int]:
     """Return what a folder says of an entry: attributes, time, and of a file its bytes."""
     found = path.stat()
     return _attributes(path), found.st_mtime_ns, found.st_size if path.is_file() else 0
-
-
-def _same(one: Path, other: Path) -> bool:
-    with one.open("rb") as file, other.open("rb") as copy:
-        while piece := file.read(_PIECE):
-            if piece != copy.read(_PIECE):
-                return False
-        return not copy.read(1)

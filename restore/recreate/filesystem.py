@@ -25,7 +25,7 @@ from restore.device import OpenTarget
 from restore.device_mapper import Segment, linear
 from restore.ext_superblock import ExtSuperblock
 from restore.fit_steps import GrowFilesystem, RemakeSwap, RemakeXfs, ShrinkFilesystem
-from restore.nbd_device import attached
+from restore.nbd_device import attached, truthful
 from restore.overlay import Overlay, Readable, most_kept
 from restore.recreate.content import saved_content, segments
 from restore.recreate.mounted import mounted
@@ -65,16 +65,13 @@ def check_shrinkable(step: ShrinkFilesystem, image: Image) -> None:
     whole = Overlay(saved_content(step, image), most_kept())
     with attached(whole, step.target.logical_sector) as (device, server):
         try:
-            least = means.least(device, step.length)
+            with truthful(server):
+                least = means.least(device, step.length)
         except ProgramError as error:
-            if server.failure is not None:
-                raise server.failure from error
             raise TargetError(
                 f"{what} can't be shrunk as it was saved: {error.message}",
                 hint="Use a disk as large as the saved one; nothing was written.",
             ) from error
-        if server.failure is not None:
-            raise server.failure
     if least > step.length:
         raise TargetTooSmall(
             f"{what} can be shrunk to {least} bytes ({format_size(least)}), and the disk "
@@ -108,16 +105,11 @@ def shrink(step: ShrinkFilesystem, image: Image, opened: OpenTarget) -> tuple[st
             served, server = stack.enter_context(attached(rest, step.target.logical_sector))
             behind = Segment(served, step.length, step.saved_length - step.length)
             try:
-                with linear(step.volume, (*front, behind)) as whole:
+                with truthful(server), linear(step.volume, (*front, behind)) as whole:
                     notes = means.resize(whole, step.length)
             except ProgramError as error:
-                if server.failure is not None:
-                    raise server.failure from error
                 error.hint = _LARGER_DISK
                 raise
-            # A program may have gone on without what it could not read.
-            if server.failure is not None:
-                raise server.failure
         size = check(step, front)
     return (f"the filesystem has {size} bytes now", *notes)
 
@@ -251,10 +243,10 @@ def _btrfs(device: Path) -> Iterator[tuple[str, Path]]:
     """Mount a btrfs; yield the number of its device and where it is mounted."""
     with open_disk(device) as descriptor:
         number = int.from_bytes(os.pread(descriptor, 8, _BTRFS_DEVICE_AT), "little")
-    # The kernel remembers which device has which filesystem: the old disk of the machine may be
-    # attached as well, and this device will be gone.
     # Without it there is nobody who could forget; where it is built in, there may be no modules at all.
     process.run("modprobe", "btrfs", accept=(0, 1))
+    # The kernel remembers which device has which filesystem: the old disk of the machine may be
+    # attached as well, and this device will be gone.
     process.run("btrfs", "device", "scan", "--forget")
     try:
         with mounted("btrfs", device, "nodiscard,skip_balance") as place:

@@ -20,14 +20,12 @@ from pathlib import Path
 from typing import Final
 
 from imager import process
-from imager.errors import ProgramError, TargetTooSmall, VerificationFailed
+from imager.errors import TargetTooSmall, VerificationFailed
 from imager.units import MIB, format_duration, format_size
 from restore.device import OpenTarget
 from restore.device_mapper import linear
 from restore.fit_steps import RemakeXfs
-from restore.nbd_device import attached
-from restore.overlay import Overlay, most_kept
-from restore.recreate.content import saved_content, segments
+from restore.recreate.content import saved_content, saved_files, segments
 from restore.recreate.filesystem import check
 from restore.recreate.mounted import mounted
 from restore.runs import Image
@@ -35,9 +33,8 @@ from restore.runs import Image
 # <linux/fs.h>: FS_IOC_FSGETXATTR and FS_IOC_FSSETXATTR, of a struct fsxattr.
 _GET_FLAGS: Final = 0x801C581F
 _SET_FLAGS: Final = 0x401C5820
-_FLAGS: Final = struct.Struct(
-    "=IIIII8x"
-)  # flags, extent size, extents, project, extent size of copies
+# Flags, extent size, extents, project, extent size of copies.
+_FLAGS: Final = struct.Struct("=IIIII8x")
 # What a person or program sets: immutable, append, sync, no atime, no dump, project inheritance, no
 # symbolic links, extent size inheritance, no defragmentation, file streams, DAX.
 _SETTABLE: Final = 0xF6F8
@@ -145,20 +142,9 @@ def _saved(step: RemakeXfs, image: Image) -> Iterator[tuple[Path, Format]]:
     Raises:
         ObjectDamaged, ObjectMissing: the repository could not give what was read.
     """
-    overlay = Overlay(saved_content(step, image), most_kept())
-    with attached(overlay, step.saved_sector) as (device, server):
-        try:
-            shape = format_of(process.run("xfs_db", "-r", "-c", "info", device))
-            with mounted("xfs", device, "ro,nouuid") as place:
-                yield place, shape
-        except (ProgramError, OSError) as error:
-            if server.failure is not None:
-                raise server.failure from error
-            if isinstance(error, ProgramError):
-                raise
-            raise VerificationFailed(f"{step.subject}: {error}") from error
-        if server.failure is not None:
-            raise server.failure
+    content = saved_content(step, image)
+    with saved_files(step, content, step.saved_sector, "xfs", "nouuid") as (device, place):
+        yield place, format_of(process.run("xfs_db", "-r", "-c", "info", device))
 
 
 def format_of(text: str) -> Format:

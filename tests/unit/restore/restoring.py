@@ -57,7 +57,7 @@ def go(
     image: MemoryImage,
     target: Path,
     wishes: Wishes,
-    announce: Callable[[str | None], None] = lambda _: None,
+    announce: Callable[[str], None] = lambda _: None,
 ) -> Plan:
     plan = plan_for(image, target, wishes=wishes, as_devices=True)
     moved: list[int] = []
